@@ -1,0 +1,414 @@
+"""A repository: one encryption and deduplication scope inside a vault; it hands out readers and writers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cas.errors import (
+    BackdriveError,
+    Damaged,
+    FormatTooNew,
+    InvalidRequest,
+    ObjectDamaged,
+    ObjectMissing,
+    PointNotFound,
+    VaultReadOnly,
+    WrongPassphrase,
+)
+from cas.ids import PackId, PointId, RepositoryId
+from cas.model import Point
+from cas.store import formats, keys
+from cas.store.formats import PACK_FOOTER, PACK_HEADER_BYTES, ObjectKind, PackKind, PackRecord
+from cas.store.index import Index
+from cas.store.keys import RepositoryKeys
+from cas.store.layout import REPOSITORIES, VAULT_HEADER, Layout
+from cas.store.pack import open_record, read_header, toc_length
+from cas.store.parameters import Parameters
+from cas.store.reader import Reader
+from cas.store.sealer import open_object, seal_object, toc_opener
+from cas.store.writer import Writer
+from cas.vault.base import Vault
+
+_REPOSITORY_FORMAT: Final = "backdrive repository"
+VAULT_FORMAT: Final = "backdrive vault"
+_SESSION_NOTE: Final = "session "
+
+
+def new_id() -> str:
+    """32 random lower-case hex digits."""
+    return secrets.token_hex(16)
+
+
+def vault_header() -> bytes:
+    """The plain header of a new vault."""
+    return formats.encode_header(VAULT_FORMAT, new_id())
+
+
+def check_vault(vault: Vault) -> str:
+    """The vault's id. Raises FormatTooNew, ObjectDamaged, VaultMissing."""
+    header = formats.decode_header(vault.get(VAULT_HEADER), VAULT_FORMAT, VAULT_HEADER)
+
+    return str(header.get("id"))
+
+
+@dataclass(slots=True)
+class Problems:
+    """What could not be used while the rest went on: the errors, each naming its object."""
+
+    errors: list[BackdriveError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySlot:
+    """One key slot as `key list` shows it."""
+
+    id: str
+    about: str
+    error: str = ""
+
+
+def list_repositories(vault: Vault) -> list[RepositoryId]:
+    """The ids of the repositories in a vault."""
+    found = {entry.name.split("/")[1] for entry in vault.list(REPOSITORIES) if entry.name.count("/") >= 2}
+    return [RepositoryId(name) for name in sorted(found)]
+
+
+def unlock(vault: Vault, passphrase: str) -> tuple[RepositoryId, bytes] | None:
+    """The first repository of the vault that the passphrase opens, and its secret; None where it opens none.
+
+    A damaged slot does not hide the others. Raises FormatTooNew where nothing opens and a slot is from the future.
+    """
+    newer: FormatTooNew | None = None
+    for repository in list_repositories(vault):
+        layout = Layout(repository)
+        for entry in sorted(vault.list(layout.keys)):
+            try:
+                secret = keys.open_slot(vault.get(entry.name), passphrase, entry.name, entry.name)
+            except FormatTooNew as error:
+                newer = error
+                continue
+            except (ObjectDamaged, ObjectMissing):
+                continue
+            if secret is not None:
+                return repository, secret
+    if newer is not None:
+        raise newer
+    return None
+
+
+class Repository:
+    """An open repository. Close it, or use it as a context manager."""
+
+    def __init__(self, vault: Vault, repository: RepositoryId, secret: bytes, cache: Path) -> None:
+        """Open it with its secret; `cache` is this machine's cache directory, in which it takes a folder of its own.
+
+        Raises WrongPassphrase where the secret is not this repository's, FormatTooNew, ObjectDamaged, ObjectMissing,
+        CacheUnusable, NoSpace and the vault's errors.
+        """
+        self.id: Final = repository
+        self.vault: Final = vault
+        self.layout: Final = Layout(repository)
+        self.keys: Final = RepositoryKeys(secret)
+        self.parameters: Final = self._open_header()
+        self._cache = cache / repository
+        self.index: Final = Index(self._cache / "index")
+
+    def _open_header(self) -> Parameters:
+        name = self.layout.header
+        header = formats.decode_header(self.vault.get(name), _REPOSITORY_FORMAT, name)
+        try:
+            sealed = bytes.fromhex(header["sealed"])
+        except (KeyError, TypeError, ValueError):
+            raise ObjectDamaged(name, "its parameters do not parse") from None
+        try:
+            payload = open_object(self.keys, ObjectKind.PARAMETERS, name, sealed)
+        except ObjectDamaged:
+            raise WrongPassphrase(
+                f"The key of this machine does not open the repository {self.id[:8]}, or its header {name} is damaged."
+            ) from None
+        return formats.decode(payload, Parameters, name)
+
+    @staticmethod
+    def create(vault: Vault, passphrase: str, about: str, parameters: Parameters) -> tuple[RepositoryId, bytes]:
+        """Make a repository in the vault with its first key slot. Returns its id and secret.
+
+        Raises InvalidRequest where the passphrase is too short, and the vault's errors.
+        """
+        keys.check_passphrase(passphrase)
+        repository = RepositoryId(new_id())
+        secret = keys.new_secret()
+        derived = RepositoryKeys(secret)
+        layout = Layout(repository)
+        # The slot comes first: a header without a slot would be a repository that nobody can open.
+        add_key_slot(vault, layout, derived, passphrase, about)
+        sealed = b"".join(seal_object(derived, ObjectKind.PARAMETERS, layout.header, formats.encode(parameters)))
+        header = formats.encode_header(_REPOSITORY_FORMAT, repository, features=[], sealed=sealed.hex())
+        vault.put(layout.header, [header])
+        return repository, secret
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the index; the vault belongs to the caller."""
+        self.index.close()
+
+    # --- readers and writers ---
+
+    def reader(self, cache_bytes: int = 64 << 20) -> Reader:
+        """A reader over what the index knows now; call `refresh` first."""
+        return Reader(self.vault, self.layout, self.keys, self.index, cache_bytes)
+
+    def writer(self) -> Writer:
+        """A writer; one at a time for each thread that needs one."""
+        return Writer(self.vault, self.layout, self.keys, self.parameters, self.index)
+
+    # --- sealed objects ---
+
+    def put_object(self, kind: ObjectKind, name: str, payload: bytes) -> None:
+        """Seal and store one object. Raises the vault's errors."""
+        self.vault.put(name, seal_object(self.keys, kind, name, payload))
+
+    def get_object(self, kind: ObjectKind, name: str, *, cached: bool = False) -> bytes:
+        """Fetch and open one object; with `cached`, from the machine's cache where it is there.
+
+        Raises ObjectMissing, ObjectDamaged, FormatTooNew and the vault's errors.
+        """
+        if cached:
+            sealed = self.index.recall(name)
+            if sealed is not None:
+                try:
+                    return open_object(self.keys, kind, name, sealed)
+                except ObjectDamaged:
+                    pass  # the cache is damaged, not the vault: fetch it again
+        sealed = self.vault.get(name)
+        payload = open_object(self.keys, kind, name, sealed)
+        if cached:
+            self.index.remember({name: sealed})
+        return payload
+
+    # --- index segments ---
+
+    def refresh(self) -> Problems:
+        """Bring the machine's index up to date with the vault's segments. A damaged segment is reported, not fatal."""
+        problems = Problems()
+        present = {entry.name for entry in self.vault.list(self.layout.index)}
+        loaded = self.index.segments()
+        if loaded - present:
+            # Segments were merged or removed, and with them perhaps packs: start again from what the vault has now.
+            self.index.clear()
+            loaded = set()
+        for name in sorted(present - loaded):
+            try:
+                self.index.load(name, self.segment(name))
+            except (Damaged, FormatTooNew, ObjectMissing) as error:
+                problems.errors.append(error)
+        return problems
+
+    def segment(self, name: str) -> list[PackRecord]:
+        """The packs that an index segment names. Raises ObjectDamaged, ObjectMissing, FormatTooNew, PackDamaged."""
+        records = formats.decode(self.get_object(ObjectKind.INDEX, name), list[PackRecord], name)
+        for record in records:
+            if len(record.id) != 32 or len(record.salt) != formats.SALT_BYTES or record.kind not in (1, 2):
+                raise ObjectDamaged(name, "it names a pack that cannot be")
+            formats.check_blocks(PackId(record.id), record.size, record.blocks)
+        return records
+
+    def rebuild(self) -> tuple[int, Problems]:
+        """Make the index anew: from the segments, then from the tables of contents of packs that no segment names.
+
+        The packs found that way are named in a new segment, where the vault can be written. Returns how many there
+        were.
+        """
+        self.index.clear()
+        problems = self.refresh()
+        found = self.adopt_packs(problems)
+        return found, problems
+
+    def adopt_packs(self, problems: Problems) -> int:
+        """Name packs that are in the vault but in no segment: what a killed run left, or what lost its segment."""
+        known = {info.id for _, info in self.index.packs()}
+        records: list[PackRecord] = []
+        for kind in PackKind:
+            for entry in self.vault.list(self.layout.packs(kind)):
+                try:
+                    pack = pack_of_name(entry.name)
+                    if pack not in known:
+                        records.append(self.read_record(pack, entry.name, entry.size))
+                except (Damaged, FormatTooNew, ObjectMissing) as error:
+                    problems.errors.append(error)
+        if records:
+            name = self.layout.index + new_id()
+            try:
+                self.put_object(ObjectKind.INDEX, name, formats.encode(records))
+            except VaultReadOnly:
+                name = "local " + new_id()  # known here only; the next refresh starts over
+            self.index.load(name, records)
+        return len(records)
+
+    def read_record(self, pack: PackId, name: str, size: int) -> PackRecord:
+        """A pack's record from the pack itself. Raises PackDamaged, FormatTooNew, ObjectMissing."""
+        salt = read_header(pack, self.vault.get(name, 0, PACK_HEADER_BYTES))
+        length = toc_length(pack, size, self.vault.get(name, max(size - PACK_FOOTER.size, 0)))
+        sealed = self.vault.get(name, size - PACK_FOOTER.size - length, length)
+        return open_record(toc_opener(self.keys), pack, size, salt, sealed)
+
+    # --- recovery points ---
+
+    def points(self, problems: Problems | None = None) -> list[Point]:
+        """Every point that can be read, oldest first. What cannot be read goes to `problems`, or is raised."""
+        found = []
+        for name in self.point_names():
+            try:
+                found.append(self.read_point(name))
+            except (Damaged, FormatTooNew, ObjectMissing) as error:
+                if problems is None:
+                    raise
+                problems.errors.append(error)
+        found.sort(key=lambda point: (point.started, point.id))
+        return found
+
+    def point_names(self) -> list[str]:
+        """The object names of all points."""
+        return sorted(entry.name for entry in self.vault.list(self.layout.points))
+
+    def read_point(self, name: str) -> Point:
+        """One point by its object name. Raises ObjectDamaged, ObjectMissing, FormatTooNew."""
+        payload = self.get_object(ObjectKind.POINT, name, cached=True)
+        # The features are read on their own first: a point from the future may not parse as one of ours.
+        formats.check_features(formats.decode(payload, dict[str, object], name).get("features", []), name)
+        point = formats.decode(payload, Point, name)
+        if name != self.layout.points + point.id:
+            raise ObjectDamaged(name, "it is a point of another name")
+        return point
+
+    def find_point(self, text: str, default_machine: str | None = None) -> Point:
+        """The point that a person means: `latest`, `latest@MACHINE`, an id prefix, or a prefix of its local time.
+
+        `default_machine` is whose `latest` is meant without a name. Raises PointNotFound.
+        """
+        problems = Problems()
+        points = self.points(problems)
+        if text == "latest" or text.startswith("latest@"):
+            machine = text[7:] if "@" in text else default_machine
+            own = [point for point in points if machine is None or point.machine == machine]
+            if not own:
+                whose = f" of {machine}" if machine else ""
+                raise PointNotFound(f"There is no recovery point{whose} yet.", "Run 'backdrive backup' first.")
+            return own[-1]
+        matches = [point for point in points if point.id.startswith(text.lower())] if text else []
+        matches = matches or [
+            point for point in points if text and point_time(point).startswith(text.replace(" ", "T"))
+        ]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            ids = ", ".join(f"{point.id[:8]} ({point_time(point)[:19]})" for point in matches[:5])
+            raise PointNotFound(f"'{text}' means {len(matches)} recovery points: {ids}{', ...' * (len(matches) > 5)}.")
+        if problems.errors:
+            raise problems.errors[0]
+        raise PointNotFound(f"No recovery point has an id or a time that starts with '{text}'.")
+
+    def commit(self, point: Point) -> None:
+        """Store a point: the last step of a backup, when everything it refers to is durable."""
+        name = self.layout.points + point.id
+        self.put_object(ObjectKind.POINT, name, formats.encode(point))
+        self.index.forget_note(_SESSION_NOTE + point.id)
+
+    # --- sessions ---
+
+    def begin_session(self, point: PointId, payload: dict[str, object]) -> Iterator[BackdriveError]:
+        """Announce a backup that will write `point`, and take in what a killed run of this machine left behind.
+
+        Yields what could not be read on the way.
+        """
+        left = self.index.notes(_SESSION_NOTE)
+        self.put_object(ObjectKind.SESSION, self.layout.sessions + point, formats.encode(payload))
+        self.index.note(_SESSION_NOTE + point)
+        if left:
+            problems = Problems()
+            self.adopt_packs(problems)
+            for note in left:
+                self.index.forget_note(note)
+            yield from problems.errors
+
+    # --- keys ---
+
+    def key_slots(self) -> list[KeySlot]:
+        """All key slots with their labels."""
+        slots = []
+        for entry in sorted(self.vault.list(self.layout.keys)):
+            slot = entry.name.removeprefix(self.layout.keys)
+            try:
+                about = open_object(
+                    self.keys, ObjectKind.KEY_ABOUT, entry.name, keys.slot_about(self.vault.get(entry.name), entry.name)
+                )
+                slots.append(KeySlot(slot, about.decode(errors="replace")))
+            except (Damaged, FormatTooNew) as error:
+                slots.append(KeySlot(slot, "", str(error)))
+        return slots
+
+    def add_key(self, passphrase: str, about: str) -> str:
+        """Make one more slot; returns its id."""
+        return add_key_slot(self.vault, self.layout, self.keys, passphrase, about)
+
+    def remove_key(self, slot: str) -> None:
+        """Remove a slot, never the last one that is whole. Raises InvalidRequest."""
+        slots = self.key_slots()
+        if slot not in [known.id for known in slots]:
+            raise InvalidRequest(f"There is no key slot {slot}.", "Run 'backdrive key list'.")
+        if not [known for known in slots if known.id != slot and not known.error]:
+            raise InvalidRequest(
+                f"{slot} is the last key slot: without it no passphrase would open the repository.",
+                "Add another one first with 'backdrive key add'.",
+            )
+        self.vault.delete(self.layout.keys + slot)
+
+
+def add_key_slot(vault: Vault, layout: Layout, derived: RepositoryKeys, passphrase: str, about: str) -> str:
+    """Store a new key slot; returns its id."""
+    slot = new_id()
+    name = layout.keys + slot
+    sealed_about = b"".join(seal_object(derived, ObjectKind.KEY_ABOUT, name, about.encode()))
+    vault.put(name, [keys.make_slot(derived.secret, passphrase, name, sealed_about)])
+    return slot
+
+
+def pack_of_name(name: str) -> PackId:
+    """The pack id in an object name. Raises ObjectDamaged where it is none."""
+    try:
+        pack = bytes.fromhex(name.rsplit("/", 1)[-1])
+    except ValueError:
+        pack = b""
+    if len(pack) != 32:
+        raise ObjectDamaged(name, "its name is not that of a pack")
+    return PackId(pack)
+
+
+def point_time(point: Point) -> str:
+    """When the point was taken, in the local time of the place where it was: `2026-11-22T07:30:05`."""
+    from datetime import UTC, datetime, timedelta
+
+    local = datetime.fromtimestamp(point.started // 1_000_000_000, UTC) + timedelta(seconds=point.utc_offset)
+    return local.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+__all__ = [
+    "KeySlot",
+    "Problems",
+    "Repository",
+    "check_vault",
+    "list_repositories",
+    "new_id",
+    "pack_of_name",
+    "point_time",
+    "unlock",
+    "vault_header",
+]

@@ -1,0 +1,337 @@
+"""The machine's index: where every chunk is, in an LMDB file that is only a cache of the vault's index segments.
+
+Four tables: `chunks` (chunk id -> pack number, block number, offset and length in the plain block), `packs` (number ->
+id, kind, size, salt), `blocks` (pack number, block number -> offset, sealed and plain bytes, codec) and `segments` (the
+names of those loaded), besides `objects` (small sealed vault objects) and `about` (this file itself, and marks). LMDB
+maps the file into memory: ten million chunks are looked up without being resident.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import lmdb
+
+from cas.errors import CacheUnusable, NoSpace
+from cas.ids import CHUNK_ID_BYTES, ChunkId, PackId
+from cas.store.formats import PACK_HEADER_BYTES, PackKind, PackRecord
+
+_CHUNK: Final = struct.Struct("<IHII")  # pack number, block number, offset in the plain block, length
+_PACK: Final = struct.Struct("<32sBQ32s")  # id, kind, size, salt
+_BLOCK_KEY: Final = struct.Struct(">IH")
+_BLOCK: Final = struct.Struct("<QIIB")  # offset, sealed, plain, codec
+_NUMBER: Final = struct.Struct(">I")
+_LAYOUT: Final = b"1"  # of this file; another layout is rebuilt from the vault
+# Address space, not disk: the file grows as it fills. Where that much cannot be mapped, less is tried.
+_MAP_BYTES: Final = 1 << 36 if os.name != "nt" else 1 << 28
+_LEAST_MAP_BYTES: Final = 1 << 26
+
+T = TypeVar("T")
+
+
+class Location(NamedTuple):
+    """Where a chunk is. `pack` and `block` are numbers of this index, meaningless elsewhere."""
+
+    pack: int
+    block: int
+    offset: int
+    length: int
+
+
+class PackInfo(NamedTuple):
+    """What the index knows of a pack."""
+
+    id: PackId
+    kind: PackKind
+    size: int
+    salt: bytes
+
+
+class BlockInfo(NamedTuple):
+    """Where a block lies in its pack, in bytes."""
+
+    offset: int
+    sealed: int
+    plain: int
+    codec: int
+
+
+def _translate(error: lmdb.Error | OSError, path: Path) -> CacheUnusable | NoSpace:
+    text = str(error)
+    if isinstance(error, lmdb.DiskError) or "No space left" in text:
+        return NoSpace("cache", str(path))
+    return CacheUnusable(f"The index cache {path} cannot be used: {text}.")
+
+
+class Index:
+    """The chunk index of one repository on this machine. Thread safe; several processes may share the file."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create it in `directory`. A file that LMDB refuses is thrown away: it is only a cache.
+
+        Raises CacheUnusable, NoSpace.
+        """
+        self._directory = directory
+        self._write_lock = threading.Lock()
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                self._open()
+            except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
+                shutil.rmtree(directory)
+                directory.mkdir(mode=0o700)
+                self._open()
+        except (lmdb.Error, OSError) as error:
+            raise _translate(error, directory) from None
+
+    def _open(self) -> None:
+        size = _MAP_BYTES
+        while True:
+            try:
+                self._environment = lmdb.open(
+                    str(self._directory), map_size=size, max_dbs=6, metasync=False, max_readers=512, mode=0o600
+                )
+                break
+            except (lmdb.MemoryError, MemoryError):
+                if size <= _LEAST_MAP_BYTES:
+                    raise
+                size //= 4
+        env = self._environment
+        self._about = env.open_db(b"about")
+        self._chunks = env.open_db(b"chunks")
+        self._packs = env.open_db(b"packs")
+        self._blocks = env.open_db(b"blocks")
+        self._segments = env.open_db(b"segments")
+        self._objects = env.open_db(b"objects")
+        with env.begin(write=True) as txn:
+            if txn.get(b"layout", db=self._about) != _LAYOUT:
+                for table in self._tables():
+                    txn.drop(table, delete=False)
+                txn.put(b"layout", _LAYOUT, db=self._about)
+
+    def _tables(self) -> list[lmdb._Database]:
+        return [self._chunks, self._packs, self._blocks, self._segments, self._objects, self._about]
+
+    def close(self) -> None:
+        """Give back the map. The index is not used afterwards."""
+        self._environment.close()
+
+    # --- reading ---
+
+    def _begin(self) -> lmdb.Transaction:
+        try:
+            return self._environment.begin()
+        except lmdb.MapResizedError:  # another process has grown the map
+            self._environment.set_mapsize(0)
+            return self._environment.begin()
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        try:
+            with self._begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise _translate(error, self._directory) from None
+
+    def find(self, chunk: ChunkId) -> Location | None:
+        """Where the chunk is, or None."""
+        with self._reading() as txn:
+            value = txn.get(chunk, db=self._chunks)
+        return None if value is None else Location._make(_CHUNK.unpack(value))
+
+    def find_many(self, chunks: Iterable[ChunkId]) -> list[Location | None]:
+        """As `find`, in one transaction."""
+        unpack = _CHUNK.unpack
+        with self._reading() as txn:
+            get = txn.get
+            values = [get(chunk, db=self._chunks) for chunk in chunks]
+        return [None if value is None else Location._make(unpack(value)) for value in values]
+
+    def pack(self, number: int) -> PackInfo:
+        """The pack of a number that `find` gave."""
+        with self._reading() as txn:
+            value = txn.get(_NUMBER.pack(number), db=self._packs)
+        if value is None:
+            raise CacheUnusable(f"The index cache {self._directory} contradicts itself.")
+        pack, kind, size, salt = _PACK.unpack(value)
+        return PackInfo(PackId(pack), PackKind(kind), size, salt)
+
+    def block(self, pack: int, block: int) -> BlockInfo:
+        """The block of numbers that `find` gave."""
+        with self._reading() as txn:
+            value = txn.get(_BLOCK_KEY.pack(pack, block), db=self._blocks)
+        if value is None:
+            raise CacheUnusable(f"The index cache {self._directory} contradicts itself.")
+        return BlockInfo._make(_BLOCK.unpack(value))
+
+    def blocks(self, pack: int) -> list[BlockInfo]:
+        """All blocks of a pack, in the order in which they lie in it."""
+        prefix = _NUMBER.pack(pack)
+        found = []
+        with self._reading() as txn, txn.cursor(db=self._blocks) as cursor:
+            if cursor.set_range(prefix):
+                for key, value in cursor:
+                    if key[:4] != prefix:
+                        break
+                    found.append(BlockInfo._make(_BLOCK.unpack(value)))
+        return found
+
+    def packs(self) -> list[tuple[int, PackInfo]]:
+        """Every pack with its number."""
+        found = []
+        with self._reading() as txn, txn.cursor(db=self._packs) as cursor:
+            for key, value in cursor:
+                pack, kind, size, salt = _PACK.unpack(value)
+                found.append((_NUMBER.unpack(key)[0], PackInfo(PackId(pack), PackKind(kind), size, salt)))
+        return found
+
+    def chunk_count(self) -> int:
+        """How many chunks are known."""
+        with self._reading() as txn:
+            return int(txn.stat(db=self._chunks)["entries"])
+
+    def segments(self) -> set[str]:
+        """The names of the index segments that are loaded."""
+        with self._reading() as txn, txn.cursor(db=self._segments) as cursor:
+            return {bytes(key).decode() for key in cursor.iternext(values=False)}
+
+    def membership(self) -> Membership:
+        """A quick test whether chunks are known, for one thread, over a state that can be renewed. Close it."""
+        return Membership(self._begin, self._chunks)
+
+    # --- sealed objects and notes ---
+
+    def recall(self, name: str) -> bytes | None:
+        """The bytes of a vault object that `remember` was given, still sealed."""
+        with self._reading() as txn:
+            value = txn.get(name.encode(), db=self._objects)
+        return None if value is None else bytes(value)
+
+    def remember(self, objects: dict[str, bytes]) -> None:
+        """Keep small immutable vault objects, sealed as they are, so that they need not be fetched again."""
+        rows = sorted((name.encode(), data) for name, data in objects.items())
+        self._writing(lambda txn: [txn.put(key, data, db=self._objects) for key, data in rows])
+
+    def note(self, key: str) -> None:
+        """Set a mark that outlives the process."""
+        self._writing(lambda txn: txn.put(b"note " + key.encode(), b"", db=self._about))
+
+    def forget_note(self, key: str) -> None:
+        """Remove a mark; one that is not there is no error."""
+        self._writing(lambda txn: txn.delete(b"note " + key.encode(), db=self._about))
+
+    def notes(self, prefix: str) -> list[str]:
+        """The marks that start with `prefix`."""
+        start = b"note " + prefix.encode()
+        found = []
+        with self._reading() as txn, txn.cursor(db=self._about) as cursor:
+            if cursor.set_range(start):
+                for key in map(bytes, cursor.iternext(values=False)):
+                    if not key.startswith(start):
+                        break
+                    found.append(key[5:].decode())
+        return found
+
+    # --- writing ---
+
+    def _writing(self, work: Callable[[lmdb.Transaction], T]) -> T:
+        """Run `work` in a write transaction; grow the map and run it again where it is full."""
+        with self._write_lock:
+            while True:
+                try:
+                    with self._environment.begin(write=True) as txn:
+                        return work(txn)
+                except lmdb.MapResizedError:
+                    self._environment.set_mapsize(0)
+                except lmdb.MapFullError:
+                    self._environment.set_mapsize(self._environment.info()["map_size"] * 2)
+                except (lmdb.Error, OSError) as error:
+                    raise _translate(error, self._directory) from None
+
+    def load(self, segment: str, records: list[PackRecord]) -> None:
+        """Take in the packs of one index segment, whole or not at all. A chunk that is known stays where it was.
+
+        Raises CacheUnusable, NoSpace.
+        """
+
+        def work(txn: lmdb.Transaction) -> None:
+            with txn.cursor(db=self._packs) as cursor:
+                number = _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 0
+            known_packs = self._known_packs(txn, records)
+            chunks: list[tuple[bytes, bytes]] = []
+            blocks: list[tuple[bytes, bytes]] = []
+            for record in records:
+                if record.id in known_packs:
+                    continue
+                known_packs.add(record.id)
+                txn.put(
+                    _NUMBER.pack(number), _PACK.pack(record.id, record.kind, record.size, record.salt), db=self._packs
+                )
+                txn.put(b"pack " + record.id, _NUMBER.pack(number), db=self._about)
+                _entries(number, record, chunks, blocks)
+                number += 1
+            chunks.sort()  # LMDB fills pages from sorted keys several times faster
+            with txn.cursor(db=self._chunks) as cursor:
+                cursor.putmulti(chunks, overwrite=False)
+            with txn.cursor(db=self._blocks) as cursor:
+                cursor.putmulti(blocks)
+            txn.put(segment.encode(), b"", db=self._segments)
+
+        self._writing(work)
+
+    def _known_packs(self, txn: lmdb.Transaction, records: list[PackRecord]) -> set[bytes]:
+        return {record.id for record in records if txn.get(b"pack " + record.id, db=self._about) is not None}
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+        def work(txn: lmdb.Transaction) -> None:
+            for table in self._tables():
+                txn.drop(table, delete=False)
+            txn.put(b"layout", _LAYOUT, db=self._about)
+
+        self._writing(work)
+
+
+def _entries(
+    number: int, record: PackRecord, chunks: list[tuple[bytes, bytes]], blocks: list[tuple[bytes, bytes]]
+) -> None:
+    """Append the table rows of one pack."""
+    place = PACK_HEADER_BYTES
+    pack_chunk = _CHUNK.pack
+    for position, block in enumerate(record.blocks):
+        blocks.append((_BLOCK_KEY.pack(number, position), _BLOCK.pack(place, block.sealed, block.plain, block.codec)))
+        place += block.sealed
+        offset = start = 0
+        for length in block.lengths:
+            chunks.append((block.ids[start : start + CHUNK_ID_BYTES], pack_chunk(number, position, offset, length)))
+            start += CHUNK_ID_BYTES
+            offset += length
+
+
+class Membership:
+    """Answers "is this chunk known?" from one read transaction. For one thread."""
+
+    def __init__(self, begin: Callable[[], lmdb.Transaction], chunks: lmdb._Database) -> None:
+        self._begin = begin
+        self._chunks = chunks
+        self._txn = begin()
+
+    def __contains__(self, chunk: ChunkId) -> bool:
+        return self._txn.get(chunk, db=self._chunks) is not None
+
+    def renew(self) -> None:
+        """See what was loaded meanwhile."""
+        self._txn.abort()
+        self._txn = self._begin()
+
+    def close(self) -> None:
+        """Let go of the state."""
+        self._txn.abort()
