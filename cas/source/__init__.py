@@ -1,0 +1,1 @@
+"""Where files come from: reading entries with all that the platform knows of them."""
