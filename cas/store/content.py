@@ -18,11 +18,11 @@ from cas.errors import TreeDamaged
 from cas.ids import CHUNK_ID_BYTES, ChunkId
 
 ENTRY: Final = struct.Struct("<32sQ")
-INLINE_MOST: Final = 32  # entries that a node itself holds
-LIST_LEAST: Final = 256
-LIST_MOST: Final = 4096
-_LIST_MASK: Final = 1023
-_MOST_DEPTH: Final = 8
+INLINE_MOST: Final = 8  # entries that a node itself holds
+LIST_LEAST: Final = 8
+LIST_MOST: Final = 128
+_LIST_MASK: Final = 31  # 1 in 32 ids ends a list: a small change in place costs a short list
+_MOST_DEPTH: Final = 16
 
 Store = Callable[[bytes], ChunkId]
 Load = Callable[[ChunkId], "bytes | memoryview"]
@@ -131,7 +131,7 @@ class FileContent:
         known = self._recent.get(chunk)
         if known is None:
             known = _List(self._load(chunk), chunk)
-            if len(self._recent) >= 16:
+            if len(self._recent) >= 256:
                 self._recent.clear()
             self._recent[chunk] = known
         return known

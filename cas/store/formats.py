@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Any, Final, TypeVar
 
 import msgspec
+from blake3 import blake3
 from msgspec import Struct
 
 from cas.errors import FormatTooNew, ObjectDamaged, PackDamaged
@@ -33,6 +34,7 @@ MAX_BLOCK_BYTES: Final = 32 << 20  # of plain text; a reader refuses more
 MAX_PACK_BYTES: Final = 1 << 30
 MAX_BLOCKS_IN_PACK: Final = 65535
 _LENGTH: Final = struct.Struct("<I")
+_NO_DIGEST: Final = b"0" * 64  # stands in a header for its own BLAKE3 while that is computed
 
 
 class ObjectKind(IntEnum):
@@ -155,8 +157,9 @@ def decode_toc(padded: bytes, pack: PackId) -> Toc:
 
 def encode_header(what: str, identity: str, **more: Any) -> bytes:
     """The plain JSON header of a vault, a repository or a key slot."""
-    header = {"format": what, "version": FORMAT_VERSION, "id": identity, **more}
-    return json.dumps(header, indent=1, sort_keys=True).encode() + b"\n"
+    header = {"format": what, "version": FORMAT_VERSION, "id": identity, "digest": _NO_DIGEST.decode(), **more}
+    blank = json.dumps(header, indent=1, sort_keys=True).encode() + b"\n"
+    return blank.replace(_NO_DIGEST, blake3(blank).hexdigest().encode(), 1)
 
 
 def decode_header(data: bytes, what: str, name: str) -> dict[str, Any]:
@@ -176,6 +179,11 @@ def decode_header(data: bytes, what: str, name: str) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise FormatTooNew(name, f"version {version}", f"up to version {FORMAT_VERSION}")
     check_features(header.get("features", []), name)
+    digest = header.get("digest")
+    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST) or not digest.isascii():
+        raise ObjectDamaged(name, "its digest does not parse")
+    if blake3(data.replace(digest.encode(), _NO_DIGEST, 1)).hexdigest() != digest:
+        raise ObjectDamaged(name, "its digest does not match: it is not what was written")
     return header
 
 

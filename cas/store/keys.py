@@ -8,7 +8,7 @@ Passphrases go through Argon2id (RFC 9106).
 from __future__ import annotations
 
 import secrets
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -125,25 +125,40 @@ def _hex_field(header: dict[str, Any], field: str, name: str) -> bytes:
         raise ObjectDamaged(name, f"its field {field} does not parse") from None
 
 
+class _Slot(NamedTuple):
+    """What a key slot says, in range and of the right lengths."""
+
+    passes: int
+    memory_kib: int
+    lanes: int
+    salt: bytes
+    sealed: bytes
+    about: bytes
+
+
+def _parse_slot(data: bytes, name: str) -> _Slot:
+    header = decode_header(data, _SLOT_FORMAT, name)
+    if header.get("kdf") != "argon2id":
+        raise ObjectDamaged(name, "its key derivation function is unknown")
+    salt, sealed = _hex_field(header, "salt", name), _hex_field(header, "sealed", name)
+    if len(salt) < 8 or len(sealed) != SECRET_BYTES + 16:
+        raise ObjectDamaged(name, "its fields have the wrong length")
+    return _Slot(*_slot_numbers(header, name), salt, sealed, _hex_field(header, "about", name))
+
+
 def open_slot(data: bytes, passphrase: str, slot: str, name: str) -> bytes | None:
     """The repository secret, or None where this passphrase does not open the slot.
 
     Raises ObjectDamaged where the slot does not parse, FormatTooNew.
     """
-    header = decode_header(data, _SLOT_FORMAT, name)
-    if header.get("kdf") != "argon2id":
-        raise ObjectDamaged(name, "its key derivation function is unknown")
-    passes, memory_kib, lanes = _slot_numbers(header, name)
-    salt, sealed = _hex_field(header, "salt", name), _hex_field(header, "sealed", name)
-    if len(salt) < 8 or len(sealed) != SECRET_BYTES + 16:
-        raise ObjectDamaged(name, "its fields have the wrong length")
-    kek = _stretch(passphrase, salt, passes, memory_kib, lanes)
+    fields = _parse_slot(data, name)
+    kek = _stretch(passphrase, fields.salt, fields.passes, fields.memory_kib, fields.lanes)
     try:
-        return AESGCM(kek).decrypt(bytes(12), sealed, f"{_SLOT_FORMAT} {slot}".encode())
+        return AESGCM(kek).decrypt(bytes(12), fields.sealed, f"{_SLOT_FORMAT} {slot}".encode())
     except InvalidTag:
         return None
 
 
 def slot_about(data: bytes, name: str) -> bytes:
-    """The sealed label of a slot."""
-    return _hex_field(decode_header(data, _SLOT_FORMAT, name), "about", name)
+    """The sealed label of a slot, the whole of which is parsed. Raises ObjectDamaged, FormatTooNew."""
+    return _parse_slot(data, name).about

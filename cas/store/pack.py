@@ -52,7 +52,7 @@ class Sealer(Protocol):
 
 
 class PackBuilder:
-    """One pack in the making. `reserve` and `record` under the owner's lock; sealing into what is reserved outside it."""
+    """One pack in the making. The owner's lock is held for `reserve` and `record`, and not for the sealing between."""
 
     def __init__(self, kind: PackKind, sealer: Sealer, open_toc: OpenToc, buffer: bytearray) -> None:
         self.kind: Final = kind

@@ -18,10 +18,10 @@ from cas.errors import TreeDamaged
 from cas.ids import CHUNK_ID_BYTES, ChunkId
 from cas.model import Node, Owner, Tree, TreePage
 
-PAGE_LEAST: Final = 256  # entries
-PAGE_MOST: Final = 4096
-PAGE_BYTES: Final = 1 << 20  # a page ends when its entries take this much, whatever their number
-_PAGE_MASK: Final = 1023  # 1 in 1024 names ends a page
+PAGE_LEAST: Final = 64  # entries
+PAGE_MOST: Final = 768
+PAGE_BYTES: Final = 256 << 10  # a page ends when its entries take this much, whatever their number
+_PAGE_MASK: Final = 127  # 1 in 128 names ends a page: a change costs a page, not the directory
 _MOST_LEVELS: Final = 8
 
 Store = Callable[[bytes], ChunkId]
@@ -112,6 +112,15 @@ def _decode(tree: ChunkId, data: bytes | memoryview) -> Tree | list[TreePage]:
 
 def page(load: Load, tree: ChunkId) -> Tree | list[TreePage]:
     """One chunk of a directory: a page of entries, or the list of the pages below. Raises TreeDamaged."""
+    decoded = _decode(tree, load(tree))
+    if isinstance(decoded, Tree):
+        _check(tree, decoded)
+    return decoded
+
+
+def read(load: Load, tree: ChunkId) -> Tree | list[TreePage]:
+    """One tree chunk: the entries, or the pages that hold them. For callers that look at each page of many versions of
+    a directory once. Raises TreeDamaged."""
     decoded = _decode(tree, load(tree))
     if isinstance(decoded, Tree):
         _check(tree, decoded)

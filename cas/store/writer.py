@@ -56,6 +56,16 @@ class WriterCounts:
     segments: int = 0
 
 
+def _fill(readinto: ReadInto, view: memoryview, filled: int) -> tuple[int, bool]:
+    """Fill `view` from `filled` on: how far it is filled then, and whether the file ended before it was full."""
+    while filled < len(view):
+        count = readinto(view[filled:])
+        if count == 0:
+            return filled, True
+        filled += count
+    return filled, False
+
+
 class _Block:
     """A block being collected: a buffer and the ids and lengths of the chunks in it."""
 
@@ -76,10 +86,10 @@ class _Block:
 class _Assembler:
     """Collects chunks of one class into blocks of up to `target` bytes. Producer thread only, but for the pool."""
 
-    def __init__(self, kind: PackKind, target: int, capacity: int, blocks: int) -> None:
+    def __init__(self, kind: PackKind, target: int, blocks: int) -> None:
         self.kind: Final = kind
         self.target = target
-        self.capacity: Final = capacity
+        self.capacity: Final = target
         self.free: queue.SimpleQueue[_Block | None] = queue.SimpleQueue()
         for _ in range(blocks):
             self.free.put(None)  # made when first needed
@@ -121,26 +131,22 @@ class Writer:
         self._keys = keys
         self._open_toc = toc_opener(keys)
         self._index = index
-        self._level = parameters.level
-        self._chunker = Chunker(parameters.chunk_sizes, keys.chunker_seed)
-        self._single_most = parameters.chunk_minimum
+        self._parameters = parameters
+        self._chunkers: dict[int, Chunker] = {}  # by average size
         sealers = sealers or min(os.cpu_count() or 1, 4)
 
-        most = parameters.chunk_maximum
         blocks = sealers + 1
-        self._small = _Assembler(PackKind.DATA, parameters.small_block, max(parameters.small_block, most), blocks)
-        self._large = _Assembler(PackKind.DATA, parameters.large_block, max(parameters.large_block, most), blocks)
-        self._meta = _Assembler(PackKind.TREE, parameters.tree_block, parameters.tree_block * 2, 2)
+        self._small = _Assembler(PackKind.DATA, parameters.small_block, blocks)
+        self._large = _Assembler(PackKind.DATA, parameters.large_block, blocks)
+        self._meta = _Assembler(PackKind.TREE, parameters.tree_block, 2)
         self._large_target = parameters.large_block
         self._dense_target = min(parameters.dense_block, parameters.large_block)
-        biggest = max(self._small.capacity, self._large.capacity)
         self._streams = {
-            PackKind.DATA: _Stream(max(parameters.pack, biggest + TAG_BYTES) + PACK_HEADER_BYTES),
-            PackKind.TREE: _Stream(max(parameters.pack // 4, self._meta.capacity + TAG_BYTES) + PACK_HEADER_BYTES),
+            PackKind.DATA: _Stream(max(parameters.pack, parameters.small_block + TAG_BYTES) + PACK_HEADER_BYTES),
+            PackKind.TREE: _Stream(max(parameters.pack // 4, parameters.tree_block + TAG_BYTES) + PACK_HEADER_BYTES),
         }
         self._probe = zstandard.ZstdCompressor(level=1)
-        self._read_buffer: bytearray | None = None
-        self._chunk_maximum = most
+        self._read_buffer = bytearray()
 
         self._pending: set[bytes] = set()  # ids this writer has taken in and the index does not know yet
         self._known = index.membership()
@@ -173,42 +179,56 @@ class Writer:
         """Whether the chunk is stored already, by this run or an earlier one."""
         return chunk in self._pending or chunk in self._known
 
-    def file(self, readinto: ReadInto) -> tuple[bytes, int, int]:
-        """Take in a file through `readinto` until that returns 0: its content reference, depth, and bytes read."""
-        buffer = self._read_buffer
-        if buffer is None:
-            buffer = self._read_buffer = bytearray(_READ_BYTES + self._chunk_maximum)
-        view = memoryview(buffer)
+    def file(self, readinto: ReadInto, size: int) -> tuple[bytes, int, int]:
+        """Take in a file through `readinto` until that returns 0: its content reference, depth, and bytes read.
+
+        `size` is how long it is thought to be: it decides how finely a long file is cut, nothing else.
+        """
+        parameters, key = self._parameters, self._keys.chunk_id
+        view = self._reading(_READ_BYTES)
+        filled, ended = _fill(readinto, view, 0)
+        if ended and filled <= parameters.single_most:
+            return (bytes(self.chunk(view[:filled])) if filled else b""), 0, filled
+        chunker = self._chunker(parameters.average(size, self._dense(view[:filled])))
+        if not ended:
+            longer = self._reading(_READ_BYTES + chunker.sizes.maximum)
+            longer[:filled] = view[:filled]
+            view = longer
+        # A file that fits the buffer goes to the small files: its neighbours compress together with it.
+        assembler = self._small if ended else self._large
         builder = ContentBuilder(self.meta)
-        filled = total = 0
-        ended = False
-        key, single_most = self._keys.chunk_id, self._single_most
-        assembler = self._large
-        while not ended:
-            while filled < len(buffer):
-                count = readinto(view[filled:])
-                if count == 0:
-                    ended = True
-                    break
-                filled += count
-            if ended and total == 0 and filled <= single_most:
-                if filled:
-                    builder.add(self.chunk(view[:filled]), filled)
-                total = filled
-                break
-            if ended and total == 0:  # the whole file fits the buffer: its neighbours compress together with it
-                assembler = self._small
+        total = 0
+        while True:
             start = 0
-            for end in self._chunker.cuts(view[:filled], final=ended):
-                piece = view[start:end]
-                builder.add(self._take(piece, assembler, key), end - start)
+            for end in chunker.cuts(view[:filled], final=ended):
+                builder.add(self._take(view[start:end], assembler, key), end - start)
                 start = end
             total += start
-            filled -= start
-            if filled and start:
-                view[:filled] = view[start : start + filled]  # the start of the next chunk moves to the front
-        content, depth = builder.finish()
-        return content, depth, total
+            if ended:
+                return *builder.finish(), total
+            view[: filled - start] = view[start:filled]  # the start of the next chunk moves to the front
+            filled, ended = _fill(readinto, view, filled - start)
+
+    def _reading(self, size: int) -> memoryview:
+        """The reading buffer, `size` bytes of it; one buffer serves all files."""
+        if len(self._read_buffer) < size:
+            self._read_buffer = bytearray(size)
+        return memoryview(self._read_buffer)[:size]
+
+    def _chunker(self, average: int) -> Chunker:
+        chunker = self._chunkers.get(average)
+        if chunker is None:
+            chunker = Chunker(self._parameters.chunk_sizes(average), self._keys.chunker_seed)
+            self._chunkers[average] = chunker
+        return chunker
+
+    def _dense(self, data: memoryview) -> bool:
+        """Whether data does not compress, judged by four samples."""
+        step = max(len(data) // 4, 1)
+        samples = [data[start : start + _PROBE_BYTES // 4] for start in range(0, len(data), step)]
+        return sum(len(self._probe.compress(sample)) for sample in samples) > _WORTH_COMPRESSING * sum(
+            map(len, samples)
+        )
 
     def finish(self) -> WriterCounts:
         """Seal and store what is left and write the last segment. When it returns, every chunk taken in is durable."""
@@ -284,9 +304,7 @@ class Writer:
         if not self._loaded.empty():
             self._renew()
         if assembler is self._large:
-            sample = memoryview(data)[:_PROBE_BYTES]
-            dense = len(self._probe.compress(sample)) > len(sample) * _WORTH_COMPRESSING
-            assembler.target = self._dense_target if dense else self._large_target
+            assembler.target = self._dense_target if self._dense(memoryview(data)) else self._large_target
         block = self._free_block(assembler)
         if block is None:
             block = _Block(max(assembler.capacity, length))
@@ -342,7 +360,7 @@ class Writer:
     # --- sealing threads ---
 
     def _seal_loop(self) -> None:
-        compressor = zstandard.ZstdCompressor(level=self._level)
+        compressor = zstandard.ZstdCompressor(level=self._parameters.level)
         while (job := self._jobs.get()) is not None:
             assembler, block = job
             if self._failure is None:

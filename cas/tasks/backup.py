@@ -235,7 +235,7 @@ class _Run:
         self._excluded = Excluder(request.excludes) if request.excludes else None
         self._request = request
         self._dry = request.dry_run
-        self._single_most = repository.parameters.chunk_minimum
+        self._single_most = repository.parameters.single_most
         self._pseudo = posix.pseudo_devices()
         self._skip = _identities(request.skip)
         self._links: dict[tuple[int, int], tuple[_Content, int]] = {}  # (device, inode) -> content, names still to come
@@ -533,7 +533,7 @@ class _Run:
                 return _Content(content, 0, len(data), posix.extra_of(st, xattrs, None), st), os.fstat(file)
             os.lseek(file, 0, os.SEEK_SET)
         readinto = _plain_reader(file) if extents is None else posix.ExtentReader(file, extents)
-        content, depth, total = writer.file(self._counted(readinto))
+        content, depth, total = writer.file(self._counted(readinto), size)
         kept = total if extents is None else size
         return _Content(content, depth, kept, posix.extra_of(st, xattrs, extents), st), os.fstat(file)
 

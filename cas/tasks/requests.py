@@ -68,6 +68,14 @@ class RestoreRequest:
     verify: bool = False  # read back what was written and compare
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a dry run would do: `action` is "create", "replace", "copy", "link", "unchanged" or "skip"."""
+
+    path: bytes  # in the target
+    action: str
+
+
 @dataclass(slots=True)
 class RestoreResult:
     """Counts of one restore; sizes are bytes."""
@@ -81,3 +89,4 @@ class RestoreResult:
     renamed: int = 0  # restored beside what was there
     verified: int = 0
     warnings: list[Warning] = field(default_factory=list)
+    planned: list[Planned] = field(default_factory=list)  # of a dry run, which counts as if it had been done
