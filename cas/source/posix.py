@@ -6,6 +6,7 @@ import errno
 import grp
 import os
 import pwd
+import resource
 import stat
 from typing import Final
 
@@ -178,6 +179,16 @@ def pseudo_devices() -> frozenset[int]:
     except (OSError, ValueError, IndexError):
         pass  # no such list on this system: nothing is left out
     return frozenset(devices)
+
+
+def allow_many_open_files() -> None:
+    """Raise the soft limit to the hard one: a walk holds a descriptor for each level of directories."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            pass  # then the usual limit it is
 
 
 class ExtentReader:
