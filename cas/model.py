@@ -174,7 +174,8 @@ class Point(Struct, frozen=True, omit_defaults=True, kw_only=True):
     finished: int
     paths: list[bytes]  # absolute, normalised, sorted; the roots that were asked for
     root: ChunkId  # the tree of "/"
-    root_node: Node | None = None  # the attributes of "/" itself
+    root_node: Node | None = None  # the attributes of "/" itself; its owner is in `root_owner`
+    root_owner: Owner = Owner(0, 0)
     mode: str = "full"  # "full" or "incremental"
     parent: PointId | None = None
     excludes: list[str] = field(default_factory=list)

@@ -13,21 +13,24 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import lmdb
 
 from cas.errors import CacheUnusable, NoSpace
 from cas.ids import CHUNK_ID_BYTES, ChunkId, PackId
 from cas.store.formats import PACK_HEADER_BYTES, PackKind, PackRecord
+from cas.store.index_file import Gate, Membership, cut_short
 
 _CHUNK: Final = struct.Struct("<IHII")  # pack number, block number, offset in the plain block, length
 _PACK: Final = struct.Struct("<32sBQ32s")  # id, kind, size, salt
 _BLOCK_KEY: Final = struct.Struct(">IH")
 _BLOCK: Final = struct.Struct("<QIIB")  # offset, sealed, plain, codec
 _NUMBER: Final = struct.Struct(">I")
+_NEXT_PACK: Final = b"next pack"
 _LAYOUT: Final = b"1"  # of this file; another layout is rebuilt from the vault
 # Address space, not disk: the file grows as it fills. Where that much cannot be mapped, less is tried.
 _MAP_BYTES: Final = 1 << 36 if os.name != "nt" else 1 << 28
@@ -67,7 +70,7 @@ def _translate(error: lmdb.Error | OSError, path: Path) -> CacheUnusable | NoSpa
     text = str(error)
     if isinstance(error, lmdb.DiskError) or "No space left" in text:
         return NoSpace("cache", str(path))
-    return CacheUnusable(f"The index cache {path} cannot be used: {text}.")
+    return CacheUnusable(f"The index cache {path} cannot be used: {text.rstrip('.')}.")
 
 
 class Index:
@@ -80,6 +83,8 @@ class Index:
         """
         self._directory = directory
         self._write_lock = threading.Lock()
+        self._gate = Gate()
+        self._members: WeakSet[Membership] = WeakSet()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
@@ -92,6 +97,8 @@ class Index:
             raise _translate(error, directory) from None
 
     def _open(self) -> None:
+        if cut_short(self._directory / "data.mdb"):
+            raise lmdb.CorruptedError("it is cut short")
         size = _MAP_BYTES
         while True:
             try:
@@ -104,6 +111,14 @@ class Index:
                     raise
                 size //= 4
         env = self._environment
+        while True:
+            try:
+                self._open_tables(env)
+                return
+            except lmdb.MapResizedError:  # another process has grown it since
+                env.set_mapsize(0)
+
+    def _open_tables(self, env: lmdb.Environment) -> None:
         self._about = env.open_db(b"about")
         self._chunks = env.open_db(b"chunks")
         self._packs = env.open_db(b"packs")
@@ -125,20 +140,32 @@ class Index:
 
     # --- reading ---
 
-    def _begin(self) -> lmdb.Transaction:
-        try:
-            return self._environment.begin()
-        except lmdb.MapResizedError:  # another process has grown the map
-            self._environment.set_mapsize(0)
-            return self._environment.begin()
+    def _resize(self, size: int) -> None:
+        """Change the size of the map; 0 takes what another process has made it. Ends every read transaction."""
+        with self._gate.alone(), ExitStack() as stack:
+            for member in list(self._members):
+                stack.enter_context(member.lock)
+            self._environment.set_mapsize(size)
+
+    def _translated(self, error: lmdb.Error | OSError) -> CacheUnusable | NoSpace:
+        return _translate(error, self._directory)
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:
         try:
-            with self._begin() as txn:
-                yield txn
+            while True:
+                with self._gate:
+                    try:
+                        txn = self._environment.begin()
+                    except lmdb.MapResizedError:  # another process has grown it
+                        pass
+                    else:
+                        with txn:
+                            yield txn
+                        return
+                self._resize(0)
         except lmdb.Error as error:
-            raise _translate(error, self._directory) from None
+            raise self._translated(error) from None
 
     def find(self, chunk: ChunkId) -> Location | None:
         """Where the chunk is, or None."""
@@ -204,7 +231,9 @@ class Index:
 
     def membership(self) -> Membership:
         """A quick test whether chunks are known, for one thread, over a state that can be renewed. Close it."""
-        return Membership(self._begin, self._chunks)
+        member = Membership(self._environment, self._chunks, self._resize, self._translated)
+        self._members.add(member)
+        return member
 
     # --- sealed objects and notes ---
 
@@ -218,6 +247,18 @@ class Index:
         """Keep small immutable vault objects, sealed as they are, so that they need not be fetched again."""
         rows = sorted((name.encode(), data) for name, data in objects.items())
         self._writing(lambda txn: [txn.put(key, data, db=self._objects) for key, data in rows])
+
+    def remembered(self, prefix: str) -> list[str]:
+        """The names of the objects kept that start with `prefix`."""
+        start = prefix.encode()
+        found = []
+        with self._reading() as txn, txn.cursor(db=self._objects) as cursor:
+            if cursor.set_range(start):
+                for key in map(bytes, cursor.iternext(values=False)):
+                    if not key.startswith(start):
+                        break
+                    found.append(key.decode())
+        return found
 
     def note(self, key: str) -> None:
         """Set a mark that outlives the process."""
@@ -249,11 +290,11 @@ class Index:
                     with self._environment.begin(write=True) as txn:
                         return work(txn)
                 except lmdb.MapResizedError:
-                    self._environment.set_mapsize(0)
+                    self._resize(0)
                 except lmdb.MapFullError:
-                    self._environment.set_mapsize(self._environment.info()["map_size"] * 2)
+                    self._resize(self._environment.info()["map_size"] * 2)
                 except (lmdb.Error, OSError) as error:
-                    raise _translate(error, self._directory) from None
+                    raise self._translated(error) from None
 
     def load(self, segment: str, records: list[PackRecord]) -> None:
         """Take in the packs of one index segment, whole or not at all. A chunk that is known stays where it was.
@@ -262,8 +303,8 @@ class Index:
         """
 
         def work(txn: lmdb.Transaction) -> None:
-            with txn.cursor(db=self._packs) as cursor:
-                number = _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 0
+            next_number = txn.get(_NEXT_PACK, db=self._about)
+            number = 0 if next_number is None else _NUMBER.unpack(next_number)[0]
             known_packs = self._known_packs(txn, records)
             chunks: list[tuple[bytes, bytes]] = []
             blocks: list[tuple[bytes, bytes]] = []
@@ -277,6 +318,7 @@ class Index:
                 txn.put(b"pack " + record.id, _NUMBER.pack(number), db=self._about)
                 _entries(number, record, chunks, blocks)
                 number += 1
+            txn.put(_NEXT_PACK, _NUMBER.pack(number), db=self._about)
             chunks.sort()  # LMDB fills pages from sorted keys several times faster
             with txn.cursor(db=self._chunks) as cursor:
                 cursor.putmulti(chunks, overwrite=False)
@@ -290,12 +332,15 @@ class Index:
         return {record.id for record in records if txn.get(b"pack " + record.id, db=self._about) is not None}
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, but never give a pack number twice: readers that are open remember blocks by it."""
 
         def work(txn: lmdb.Transaction) -> None:
+            next_number = txn.get(_NEXT_PACK, db=self._about)
             for table in self._tables():
                 txn.drop(table, delete=False)
             txn.put(b"layout", _LAYOUT, db=self._about)
+            if next_number is not None:
+                txn.put(_NEXT_PACK, bytes(next_number), db=self._about)
 
         self._writing(work)
 
@@ -314,24 +359,3 @@ def _entries(
             chunks.append((block.ids[start : start + CHUNK_ID_BYTES], pack_chunk(number, position, offset, length)))
             start += CHUNK_ID_BYTES
             offset += length
-
-
-class Membership:
-    """Answers "is this chunk known?" from one read transaction. For one thread."""
-
-    def __init__(self, begin: Callable[[], lmdb.Transaction], chunks: lmdb._Database) -> None:
-        self._begin = begin
-        self._chunks = chunks
-        self._txn = begin()
-
-    def __contains__(self, chunk: ChunkId) -> bool:
-        return self._txn.get(chunk, db=self._chunks) is not None
-
-    def renew(self) -> None:
-        """See what was loaded meanwhile."""
-        self._txn.abort()
-        self._txn = self._begin()
-
-    def close(self) -> None:
-        """Let go of the state."""
-        self._txn.abort()

@@ -127,8 +127,18 @@ def read(load: Load, tree: ChunkId) -> Tree | list[TreePage]:
     return decoded
 
 
-def pages(load: Load, tree: ChunkId, level: int = _MOST_LEVELS) -> Iterator[Tree]:
+def pages(load: Load, tree: ChunkId) -> Iterator[Tree]:
     """The directory's pages in the order of their names; one page is in memory at a time. Raises TreeDamaged."""
+    last = b""
+    for page in _pages(load, tree, _MOST_LEVELS):
+        if page.nodes:
+            if page.nodes[0].name <= last:
+                raise TreeDamaged(tree, "its pages are not in the order of their names")
+            last = page.nodes[-1].name
+        yield page
+
+
+def _pages(load: Load, tree: ChunkId, level: int) -> Iterator[Tree]:
     data = load(tree)
     decoded = _decode(tree, data)
     if isinstance(decoded, Tree):
@@ -138,7 +148,7 @@ def pages(load: Load, tree: ChunkId, level: int = _MOST_LEVELS) -> Iterator[Tree
     if data[0] > level:
         raise TreeDamaged(tree, "its levels do not descend")
     for page in decoded:
-        yield from pages(load, page.tree, data[0] - 1)
+        yield from _pages(load, page.tree, data[0] - 1)
 
 
 def _check(tree: ChunkId, decoded: Tree) -> None:

@@ -265,8 +265,7 @@ class Writer:
                 self._uploads.put(None)
             for thread in self._sealers + self._uploaders:
                 thread.join()
-            if not isinstance(error, Exception) or self._records:
-                self._salvage()
+            self._salvage()
         self._known.close()
 
     def _salvage(self) -> None:

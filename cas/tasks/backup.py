@@ -41,9 +41,6 @@ class _Nowhere:
     def file(self, readinto: Callable[[memoryview], int], size: int) -> tuple[bytes, int, int]:
         raise AssertionError("a dry run reads nothing")
 
-    def knows(self, chunk: ChunkId) -> bool:
-        return True
-
 
 def backup(
     repository: Repository, request: BackupRequest, listen: Listener = ignore, now: Now = time.time_ns
@@ -84,7 +81,7 @@ def backup(
     with repository.writer() as writer:
         listen(Stage("transferring"))
         run = walk(writer, writer.counts)
-        root, root_node = run.tree(plan)
+        root, root_node, root_owner = run.tree(plan)
         counts = writer.finish()
     stats = _stats(run.counts, counts, warnings)
     result = Point(
@@ -96,6 +93,7 @@ def backup(
         paths=paths,
         root=root,
         root_node=root_node,
+        root_owner=root_owner,
         mode="full" if parent is None else "incremental",
         parent=None if parent is None else parent.id,
         excludes=request.excludes,

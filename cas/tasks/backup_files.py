@@ -32,9 +32,6 @@ class Sink(Protocol):
     def file(self, readinto: Callable[[memoryview], int], size: int) -> tuple[bytes, int, int]:
         """Take in a longer file: content reference, depth, bytes."""
 
-    def knows(self, chunk: ChunkId) -> bool:
-        """Whether the chunk is stored already."""
-
 
 @dataclass(slots=True)
 class Counts:

@@ -79,8 +79,8 @@ class Walk:
         self._safe_before = 0 if previous is None else previous.safe_before
         self._trusted = previous is not None and previous.trusted
 
-    def tree(self, plan: Plan) -> tuple[ChunkId, Node]:
-        """Walk everything planned; the root's tree and attributes. Raises what the sink raises."""
+    def tree(self, plan: Plan) -> tuple[ChunkId, Node, Owner]:
+        """Walk everything planned; the root's tree, attributes and owner. Raises what the sink raises."""
         posix.allow_many_open_files()
         sys.setrecursionlimit(max(sys.getrecursionlimit(), _FRAMES_FOR_DEPTH))
         directory = posix.open_directory(b"/", None)
@@ -92,7 +92,8 @@ class Walk:
         finally:
             os.close(directory)
         self._progress()
-        return tree, make_node(b"", st, 0, NodeKind.DIRECTORY, tree, extra=extra)
+        owner = self._owner_of(st.st_uid, st.st_gid)
+        return tree, make_node(b"", st, 0, NodeKind.DIRECTORY, tree, extra=extra), owner
 
     def _progress(self) -> None:
         self._told = 0
@@ -214,6 +215,7 @@ class Walk:
             if (
                 old is not None
                 and old.content == tree
+                and old.ctime < self._safe_before
                 and self._same(old, st)
                 and old.owner == owner
                 and plan.partial == (old.extra is not None and old.extra.partial)
@@ -283,6 +285,8 @@ class Walk:
 
     def _stored(self, old: Node) -> bool:
         """Whether the index still knows what the node refers to: where data was lost, the source may still have it."""
-        content = old.content
-        step = 32 if len(content) == 32 and not old.depth else 40
-        return all(self._sink.knows(ChunkId(content[at : at + 32])) for at in range(0, len(content), step))
+        try:
+            chunks = [piece.chunk for piece in self._reader.content(old).pieces()]
+        except Damaged:  # a content list is lost
+            return False
+        return all(location is not None for location in self._reader.find_many(chunks))

@@ -1,0 +1,1 @@
+"""A recovery point, or all of them, as a read-only drive."""
