@@ -82,7 +82,8 @@ class Walk:
     def tree(self, plan: Plan) -> tuple[ChunkId, Node, Owner]:
         """Walk everything planned; the root's tree, attributes and owner. Raises what the sink raises."""
         posix.allow_many_open_files()
-        sys.setrecursionlimit(max(sys.getrecursionlimit(), _FRAMES_FOR_DEPTH))
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, _FRAMES_FOR_DEPTH))
         directory = posix.open_directory(b"/", None)
         try:
             st = os.fstat(directory)
@@ -91,6 +92,7 @@ class Walk:
             extra = self._directory_extra(directory, plan)
         finally:
             os.close(directory)
+            sys.setrecursionlimit(limit)
         self._progress()
         owner = self._owner_of(st.st_uid, st.st_gid)
         return tree, make_node(b"", st, 0, NodeKind.DIRECTORY, tree, extra=extra), owner

@@ -24,7 +24,6 @@ from cas.store.reader import Reader
 
 Entry = tuple[bytes, Node, Owner]
 
-_ROOT_OWNER: Final = Owner(0, 0, b"root", b"root")
 _ZEROS: Final = memoryview(bytes(1 << 16))
 
 
@@ -39,11 +38,11 @@ def shown(path: bytes) -> str:
 
 
 def root_of(point: Point) -> tuple[Node, Owner]:
-    """The node of `/`. A point keeps no owner for it: it is root's."""
+    """The node of `/`, and its owner."""
     node = point.root_node
     if node is None:
         node = Node(b"", NodeKind.DIRECTORY, 0o755, 0, 0, 0, 0, 0, point.root, extra=Extra(partial=True))
-    return msgspec.structs.replace(node, name=b"", kind=NodeKind.DIRECTORY, content=point.root), _ROOT_OWNER
+    return msgspec.structs.replace(node, name=b"", kind=NodeKind.DIRECTORY, content=point.root), point.root_owner
 
 
 def resolve(reader: Reader, point: Point, path: bytes) -> tuple[Node, Owner]:
@@ -105,12 +104,12 @@ def find(
 ) -> Iterator[Entry]:
     """Entries that a glob matches: their names, or, where the pattern has a slash, their full paths.
 
-    `*` stays within a name and `**` spans directories; a pattern with a slash but none in front may begin anywhere.
-    Raises PathNotFound, and as the reader does.
+    `*` stays within a name and `**` spans directories; a pattern with a slash but none in front may begin anywhere. The
+    root has no name and is never among them. Raises PathNotFound, and as the reader does.
     """
     matches = _matcher(pattern, ignore_case)
     for entry in walk(reader, point, path):
-        if matches(entry[0]):
+        if entry[0] != b"/" and matches(entry[0]):
             yield entry
 
 

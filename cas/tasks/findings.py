@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from cas.errors import BackdriveError
 from cas.ids import ChunkId, PointId
 
 Kind = Literal["header", "key", "machine", "index", "pack", "point", "tree", "chunk"]
@@ -70,6 +71,12 @@ class CheckReport:
         problem = Problem(kind, name, reason.rstrip("."), advice)
         self.problems.append(problem)
         return problem
+
+
+def reason_of(error: BackdriveError) -> str:
+    """What is wrong, without the name of the object where the error can tell them apart."""
+    reason = getattr(error, "reason", None)
+    return reason if isinstance(reason, str) else str(error.args[0]).rstrip(".")
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Final
 
-from cas.errors import ChunkMissing, ObjectMissing, TreeDamaged
+from cas.errors import ChunkMissing, ObjectMissing, PackDamaged, TreeDamaged
 from cas.model import Node
 from cas.store.content import Piece
 from cas.store.index import Location
@@ -63,33 +63,47 @@ def find_runs(reader: Reader, node: Node) -> Iterator[Run]:
     yield from runs_of(pieces, reader.find_many([piece.chunk for piece in pieces]))
 
 
-def open_block(reader: Reader, pack: int, block: int) -> memoryview:
-    """The plain block. Raises ChunkMissing where its pack is gone, and as the reader does."""
-    try:
-        return memoryview(reader.block(pack, block))
-    except ObjectMissing as error:
-        raise ChunkMissing(b"", f"its pack {error.name} is gone") from None
+class LastBlock:
+    """The plain blocks of a reader, for one thread. The last one needs no lock: the next run is often in it."""
+
+    __slots__ = ("_block", "_data", "_pack", "_reader")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._pack = self._block = -1
+        self._data = memoryview(b"")
+
+    def __call__(self, pack: int, block: int) -> memoryview:
+        """The plain block. Raises PackDamaged where its pack is gone, and as the reader does."""
+        if block != self._block or pack != self._pack:
+            try:
+                self._data = memoryview(self._reader.block(pack, block))
+            except ObjectMissing as error:
+                raise PackDamaged(error.name.rsplit("/", 1)[-1], 0, "it is missing from the vault") from None
+            self._pack, self._block = pack, block
+        return self._data
 
 
-def write_runs(reader: Reader, fd: int, runs: Iterable[Run]) -> None:
+def write_runs(blocks: LastBlock, fd: int, runs: Iterable[Run]) -> None:
     """Write each run at its place. Raises OSError, and as the reader does."""
     pwrite = os.pwrite
     for at, pack, block, start, length in runs:
-        data = open_block(reader, pack, block)[start : start + length]
+        data = blocks(pack, block)[start : start + length]
         written = pwrite(fd, data, at)
         while written < length:  # a signal, or a device that takes less at once
             written += pwrite(fd, data[written:], at + written)
 
 
 def equals(reader: Reader, fd: int, node: Node) -> bool:
-    """Whether the open file holds just what the node says, holes being zeros. Raises OSError, and as the reader does."""
+    """Whether the open file holds what the node says, holes being zeros. Raises OSError, and as the reader does."""
     if os.fstat(fd).st_size != node.size:
         return False
+    blocks = LastBlock(reader)
     end = 0
     for at, pack, block, start, length in find_runs(reader, node):
         if not _is_zero(fd, end, at):
             return False
-        data = open_block(reader, pack, block)[start : start + length]
+        data = blocks(pack, block)[start : start + length]
         for position in range(0, length, _COMPARE_BYTES):
             part = data[position : position + _COMPARE_BYTES]
             if os.pread(fd, len(part), at + position) != part:

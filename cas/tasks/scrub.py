@@ -11,13 +11,13 @@ from typing import Final
 from blake3 import blake3
 
 from cas.errors import FormatTooNew, ObjectMissing, PackDamaged, VaultUnavailable
-from cas.ids import CHUNK_ID_BYTES, ChunkId, PackId
+from cas.ids import CHUNK_ID_BYTES, ChunkId
 from cas.repository import Repository
 from cas.store.formats import PACK_FOOTER, PACK_HEADER_BYTES, BlockRecord, PackKind
 from cas.store.index import BlockInfo, PackInfo
 from cas.store.layout import VAULT_HEADER
 from cas.store.pack import open_record, read_header, toc_length
-from cas.store.sealer import PackOpener
+from cas.store.sealer import PackOpener, toc_opener
 
 _THREADS: Final = 2
 
@@ -68,12 +68,9 @@ def _pack(repository: Repository, number: int, info: PackInfo) -> PackFindings:
         found.reasons.append(f"it cannot be read ({error.args[0]})")
         return found
     found.size = len(data)
-    whole = blake3(data).digest() == info.id
-    if not whole:
+    if blake3(data).digest() != info.id:
         found.reasons.append("its bytes do not hash to its name")
     table = _table(repository, data, number, info, found)
-    if whole and found.reasons:
-        found.cache_differs = True
     _open_blocks(repository, memoryview(data), number, info, table, found)
     return found
 
@@ -87,7 +84,7 @@ def _table(
         salt = read_header(info.id, data[:PACK_HEADER_BYTES])
         length = toc_length(info.id, size, data[max(size - PACK_FOOTER.size, 0) :])
         sealed = data[size - PACK_FOOTER.size - length : size - PACK_FOOTER.size]
-        record = open_record(repository.keys, info.id, size, salt, sealed)
+        record = open_record(toc_opener(repository.keys), info.id, size, salt, sealed)
     except PackDamaged as error:
         found.reasons.append(error.reason)
         return None
@@ -96,6 +93,7 @@ def _table(
         return None
     agrees = (record.kind, record.size, record.salt) == (info.kind, info.size, info.salt)
     if not agrees or not _same_blocks(repository, number, record.blocks):
+        found.cache_differs = not found.reasons
         found.reasons.append("the index of this machine contradicts its table of contents")
         return None
     return record.blocks
@@ -167,8 +165,3 @@ def _wrong_chunks(plain: bytes, block: BlockRecord, key: bytes) -> list[ChunkId]
         offset = end
         at += CHUNK_ID_BYTES
     return wrong
-
-
-def chosen_name(repository: Repository, info: PackInfo) -> str:
-    """The pack's name in the vault."""
-    return repository.layout.pack(info.kind, PackId(info.id))

@@ -1,0 +1,46 @@
+"""Names that a restore makes up: of files not yet whole, and of copies beside what is there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+_RUN: Final = secrets.token_hex(4)
+_numbers: Final = itertools.count()
+_TEMPORARY: Final = re.compile(rb"\.backdrive-(\d{1,10})-([0-9a-f]{8})-[0-9a-f]{1,16}")
+
+
+def temporary_name() -> bytes:
+    """A name for a file that is not whole yet. It tells the process, and so leftovers from work going on."""
+    return b".backdrive-%d-%s-%x" % (os.getpid(), _RUN.encode(), next(_numbers))
+
+
+def is_leftover(name: bytes) -> bool:
+    """Whether the name is one of `temporary_name` in a process that no longer runs."""
+    match = _TEMPORARY.fullmatch(name)
+    if match is None:
+        return False
+    process = int(match[1])
+    if process == os.getpid():
+        return match[2] != _RUN.encode()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def copy_name(name: bytes, taken: int, utc_offset: int, number: int) -> bytes:
+    """`YYYY-MM-DD HH-MM Copy of NAME`, from the second on `... Copy (2) of NAME`.
+
+    `taken` is when the point was taken, in ns; `utc_offset` in seconds.
+    """
+    local = datetime.fromtimestamp(taken // 1_000_000_000, UTC) + timedelta(seconds=utc_offset)
+    which = b"Copy" if number == 1 else b"Copy (%d)" % number
+    return local.strftime("%Y-%m-%d %H-%M ").encode() + which + b" of " + name
