@@ -36,6 +36,7 @@ from cas.vault.base import Vault
 _REPOSITORY_FORMAT: Final = "backdrive repository"
 VAULT_FORMAT: Final = "backdrive vault"
 _SESSION_NOTE: Final = "session "
+_LOCAL_SEGMENT: Final = "local "  # starts the name of what this machine alone knows, of a vault it cannot write
 
 
 def new_id() -> str:
@@ -106,20 +107,45 @@ class Repository:
     def __init__(self, vault: Vault, repository: RepositoryId, secret: bytes, cache: Path) -> None:
         """Open it with its secret; `cache` is this machine's cache directory, in which it takes a folder of its own.
 
-        Raises WrongPassphrase where the secret is not this repository's, FormatTooNew, ObjectDamaged, ObjectMissing,
-        CacheUnusable, NoSpace and the vault's errors.
+        With a damaged header a repository can still be read: `damage` tells, and `writer` raises it.
+        Raises WrongPassphrase where the secret is not this repository's, FormatTooNew, ObjectMissing where there is no
+        such repository, CacheUnusable, NoSpace and the vault's errors.
         """
         self.id: Final = repository
         self.vault: Final = vault
         self.layout: Final = Layout(repository)
         self.keys: Final = RepositoryKeys(secret)
-        self.parameters: Final = self._open_header()
+        self.damage: Final = self._open_header()
         self._cache = cache / repository
         self.index: Final = Index(self._cache / "index")
 
-    def _open_header(self) -> Parameters:
+    def _open_header(self) -> ObjectDamaged | ObjectMissing | None:
+        """Look at the header; returns what is wrong with it where the rest can be used all the same."""
+        self._parameters: Parameters | None = None
+        try:
+            self._parameters = self.read_header()
+        except ObjectDamaged as error:
+            return error
+        except ObjectMissing as error:
+            if next(iter(self.vault.list(self.layout.keys)), None) is None:
+                raise  # no header, no key slot: no repository
+            return error
+        return None
+
+    @property
+    def parameters(self) -> Parameters:
+        """What a writer must know. Raises ObjectDamaged, ObjectMissing where the header is damaged."""
+        if self._parameters is None:
+            assert self.damage is not None
+            raise self.damage
+        return self._parameters
+
+    def read_header(self) -> Parameters:
+        """The parameters in the vault. Raises ObjectDamaged, ObjectMissing, FormatTooNew, WrongPassphrase."""
         name = self.layout.header
         header = formats.decode_header(self.vault.get(name), _REPOSITORY_FORMAT, name)
+        if header.get("id") != self.id:
+            raise ObjectDamaged(name, "it is the header of another repository")
         try:
             sealed = bytes.fromhex(header["sealed"])
         except (KeyError, TypeError, ValueError):
@@ -200,17 +226,40 @@ class Repository:
         """Bring the machine's index up to date with the vault's segments. A damaged segment is reported, not fatal."""
         problems = Problems()
         present = {entry.name for entry in self.vault.list(self.layout.index)}
-        loaded = self.index.segments()
+        loaded = {name for name in self.index.segments() if not name.startswith(_LOCAL_SEGMENT)}
         if loaded - present:
             # Segments were merged or removed, and with them perhaps packs: start again from what the vault has now.
-            self.index.clear()
+            self._clear_index()
             loaded = set()
+        # An index made anew leaves out packs that are gone: a chunk of theirs may be in a later pack as well, and where
+        # it is in none, the next backup must know that it has to be read again.
+        packs = self._pack_ids() if present and not loaded else None
         for name in sorted(present - loaded):
             try:
-                self.index.load(name, self.segment(name))
+                records = self.segment(name)
+                if packs is not None:
+                    records = [record for record in records if record.id in packs]
+                self.index.load(name, records)
             except (Damaged, FormatTooNew, ObjectMissing) as error:
                 problems.errors.append(error)
         return problems
+
+    def _clear_index(self) -> None:
+        left = self.index.notes(_SESSION_NOTE)
+        self.index.clear()
+        for note in left:  # what a killed run sent is still to be taken in
+            self.index.note(note)
+
+    def _pack_ids(self) -> set[bytes]:
+        """The ids of all packs in the vault."""
+        found: set[bytes] = set()
+        for kind in PackKind:
+            for entry in self.vault.list(self.layout.packs(kind)):
+                try:
+                    found.add(pack_of_name(entry.name))
+                except ObjectDamaged:
+                    pass  # something foreign, which the index never names
+        return found
 
     def segment(self, name: str) -> list[PackRecord]:
         """The packs that an index segment names. Raises ObjectDamaged, ObjectMissing, FormatTooNew, PackDamaged."""
@@ -225,9 +274,9 @@ class Repository:
         """Make the index anew: from the segments, then from the tables of contents of packs that no segment names.
 
         The packs found that way are named in a new segment, where the vault can be written. Returns how many there
-        were.
+        were. Packs that are gone are left out.
         """
-        self.index.clear()
+        self._clear_index()
         problems = self.refresh()
         found = self.adopt_packs(problems)
         return found, problems
@@ -249,7 +298,7 @@ class Repository:
             try:
                 self.put_object(ObjectKind.INDEX, name, formats.encode(records))
             except VaultReadOnly:
-                name = "local " + new_id()  # known here only; the next refresh starts over
+                name = _LOCAL_SEGMENT + new_id()
             self.index.load(name, records)
         return len(records)
 
@@ -279,9 +328,10 @@ class Repository:
         """The object names of all points."""
         return sorted(entry.name for entry in self.vault.list(self.layout.points))
 
-    def read_point(self, name: str) -> Point:
-        """One point by its object name. Raises ObjectDamaged, ObjectMissing, FormatTooNew."""
-        payload = self.get_object(ObjectKind.POINT, name, cached=True)
+    def read_point(self, name: str, *, cached: bool = True) -> Point:
+        """One point by its object name; unless `cached`, from the vault itself. Raises ObjectDamaged, ObjectMissing,
+        FormatTooNew."""
+        payload = self.get_object(ObjectKind.POINT, name, cached=cached)
         # The features are read on their own first: a point from the future may not parse as one of ours.
         formats.check_features(formats.decode(payload, dict[str, object], name).get("features", []), name)
         point = formats.decode(payload, Point, name)
@@ -319,7 +369,9 @@ class Repository:
     def commit(self, point: Point) -> None:
         """Store a point: the last step of a backup, when everything it refers to is durable."""
         name = self.layout.points + point.id
-        self.put_object(ObjectKind.POINT, name, formats.encode(point))
+        sealed = b"".join(seal_object(self.keys, ObjectKind.POINT, name, formats.encode(point)))
+        self.vault.put(name, [sealed])
+        self.index.remember({name: sealed})
         self.index.forget_note(_SESSION_NOTE + point.id)
 
     # --- sessions ---

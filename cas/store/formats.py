@@ -103,7 +103,7 @@ def decode(data: bytes | memoryview, kind: type[T], name: str) -> T:
     """Decode and check against the type. `name` is for the error. Raises ObjectDamaged."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ObjectDamaged(name, f"it does not parse ({error})") from None
 
 
@@ -151,7 +151,7 @@ def decode_toc(padded: bytes, pack: PackId) -> Toc:
         raise PackDamaged(pack.hex(), 0, "its table of contents is cut short")
     try:
         return _toc_decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PackDamaged(pack.hex(), 0, f"its table of contents does not parse ({error})") from None
 
 

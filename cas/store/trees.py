@@ -106,7 +106,7 @@ def _decode(tree: ChunkId, data: bytes | memoryview) -> Tree | list[TreePage]:
         if data[0]:
             return _pages_decoder.decode(memoryview(data)[1:])
         return _tree_decoder.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TreeDamaged(tree, str(error)) from None
 
 

@@ -151,7 +151,7 @@ class Chunks:
             try:
                 index.load(name, [self._repository.read_record(pack, name, size)])
             except (Damaged, FormatTooNew, ObjectMissing) as error:
-                self._report.notes.append(f"A pack that no index segment names does not open. {error.args[0]}")
+                self._report.add("pack", name, f"no index segment names it, and it does not open: {reason_of(error)}")
         return index
 
     def _lost(self, chunk: ChunkId) -> TreeDamaged:
