@@ -88,6 +88,8 @@ def run_backup(session: Session, options: BackupOptions, edge: Edge, listen: Lis
     excludes = [*options.excludes, *(pattern for file in options.exclude_files for pattern in read_patterns(file))]
     for text in (*excludes, *options.tags, *options.tags.values()):
         _check_text(text)
+    if session.damage is not None:
+        raise session.damage
     home, repository = session.home, session.repository
     own = [os.fsencode(home.cache), vault_directory(session.registration)]
     request = BackupRequest(
@@ -141,6 +143,8 @@ def run_restore(session: Session, point: Point, request: RestoreRequest, edge: E
 
     if request.dry_run:
         return restore(session.repository, point, request, listen)
+    if session.damage is not None:
+        listen(Warning(b"", str(session.damage)))
     with recorded(session.home, "restore", session.registration.name, edge.clock, edge.code_of, edge.warned) as notes:
         notes.point = point.id
         result = restore(session.repository, point, request, _noting(notes, listen))

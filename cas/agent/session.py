@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from cas.agent.files import make_directory, translated
 from cas.agent.home import Home
 from cas.agent.registration import Registration, secret_of, select
-from cas.errors import BackdriveError
+from cas.errors import BackdriveError, ObjectDamaged, ObjectMissing
 from cas.model import Point
 from cas.repository import Problems, Repository, check_vault
 from cas.store.reader import Reader
@@ -26,10 +26,13 @@ class Session:
     registration: Registration
     repository: Repository
     problems: Problems = field(default_factory=Problems)
+    damage: ObjectDamaged | ObjectMissing | None = None  # of the vault's header: it can be read, not written
 
     def reader(self) -> Reader:
         """A reader over all that the vault holds now. What of it cannot be read is added to `problems`."""
         self.problems.errors.extend(self.repository.refresh().errors)
+        if self.damage is not None:
+            self.problems.errors.append(self.damage)
         return self.repository.reader()
 
     def point(self, text: str) -> Point:
@@ -46,11 +49,15 @@ def open_session(home: Home, name: str | None) -> Iterator[Session]:
     registration = select(home, name)
     secret = secret_of(home, registration)
     vault = open_vault(registration.vault)
+    damage: ObjectDamaged | ObjectMissing | None = None
     try:
-        check_vault(vault)
+        try:
+            check_vault(vault)
+        except (ObjectDamaged, ObjectMissing) as error:
+            damage = error
         make_directory(home.cache)
         with Repository(vault, registration.repository, secret, home.cache) as repository:
-            yield Session(home, registration, repository)
+            yield Session(home, registration, repository, damage=damage)
     finally:
         vault.close()
 

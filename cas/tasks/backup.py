@@ -59,7 +59,7 @@ def backup(
         warnings.append(warning)
         listen(warning)
 
-    paths = _readable(normalise_paths(request.paths), warn)
+    paths = normalise_paths(_readable(request.paths, warn))
     for problem in repository.refresh().errors:
         warn(b"", str(problem))
     parent = None if request.force_full else last_point(repository, request, paths, warn)

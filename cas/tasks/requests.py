@@ -1,4 +1,4 @@
-"""What the tasks are asked for, and what they answer: plain values, shared with the command line and the job records."""
+"""What the tasks are asked for, and what they answer: plain values that command line and job records share."""
 
 from __future__ import annotations
 

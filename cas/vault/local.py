@@ -35,7 +35,7 @@ from cas.errors import (
     VaultUnavailable,
 )
 from cas.vault.base import VaultEntry
-from cas.vault.names import HEADER, TEMPORARY, check_name, check_prefix, check_range, is_name
+from cas.vault.names import FOLDER, HEADER, TEMPORARY, check_name, check_prefix, check_range, is_name
 
 if sys.platform != "win32":
     import fcntl
@@ -79,7 +79,8 @@ class LocalVault:
     def open(cls, root: str) -> LocalVault:
         """The vault that is there. Raises VaultMissing, VaultUnavailable."""
         vault = cls(root)
-        vault.size(HEADER)
+        with suppress(ObjectMissing):  # a vault that has lost only its header
+            vault.size(HEADER)
         return vault
 
     @classmethod
@@ -270,12 +271,18 @@ class LocalVault:
         return status.st_size
 
     def _present(self) -> bool:
-        """False where the vault is clearly gone. Where that cannot be seen, the operation's own error says more."""
-        try:
-            os.stat(self._path(HEADER))
-        except OSError as error:
-            return error.errno not in _ABSENT
-        return True
+        """False where the vault is clearly gone. Where that cannot be seen, the operation's own error says more.
+
+        A vault that has lost only its header is damaged, not gone: what is in it can still be read.
+        """
+        for name in (HEADER, FOLDER):
+            try:
+                os.stat(self._path(name))
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    continue
+            return True
+        return False
 
     def _require(self) -> None:
         if not self._present():

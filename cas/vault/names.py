@@ -7,6 +7,7 @@ import re
 from cas.errors import InvalidRequest
 
 HEADER = "vault.json"
+FOLDER = "repositories"  # which every other object lies in
 """The object that makes a place a vault. Where it is gone, so is the vault: a mount point without its disk has none."""
 
 TEMPORARY = "tmp"

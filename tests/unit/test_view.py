@@ -377,10 +377,10 @@ def test_random_reads_open_only_their_block_and_sequential_ones_the_next_too(
     for offset in range(400_000, 440_000, 4000):
         assert bytes(file.read(offset, 4000)) == data[offset : offset + 4000]
     deadline = time.monotonic() + 30
-    while True:
+    ahead: bytes | memoryview = b""
+    while not ahead:
         try:
             ahead = file.read(440_000, 30_000, wait=False)  # never fetches anything itself
-            break
         except MustWait:
             assert time.monotonic() < deadline, "nothing was read ahead"
             time.sleep(0.01)
