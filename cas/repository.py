@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,8 @@ from cas.errors import (
     BackdriveError,
     Damaged,
     FormatTooNew,
-    InvalidRequest,
     ObjectDamaged,
     ObjectMissing,
-    PointNotFound,
     VaultReadOnly,
     WrongPassphrase,
 )
@@ -25,11 +22,12 @@ from cas.store import formats, keys
 from cas.store.formats import PACK_FOOTER, PACK_HEADER_BYTES, ObjectKind, PackKind, PackRecord
 from cas.store.index import Index
 from cas.store.keys import RepositoryKeys
-from cas.store.layout import REPOSITORIES, VAULT_HEADER, Layout
+from cas.store.layout import VAULT_HEADER, Layout, new_id
 from cas.store.pack import open_record, read_header, toc_length
 from cas.store.parameters import Parameters
 from cas.store.reader import Reader
 from cas.store.sealer import open_object, seal_object, toc_opener
+from cas.store.slots import KeySlots
 from cas.store.writer import Writer
 from cas.vault.base import Vault
 
@@ -37,11 +35,6 @@ _REPOSITORY_FORMAT: Final = "backdrive repository"
 VAULT_FORMAT: Final = "backdrive vault"
 _SESSION_NOTE: Final = "session "
 _LOCAL_SEGMENT: Final = "local "  # starts the name of what this machine alone knows, of a vault it cannot write
-
-
-def new_id() -> str:
-    """32 random lower-case hex digits."""
-    return secrets.token_hex(16)
 
 
 def vault_header() -> bytes:
@@ -63,44 +56,6 @@ class Problems:
     errors: list[BackdriveError] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class KeySlot:
-    """One key slot as `key list` shows it."""
-
-    id: str
-    about: str
-    error: str = ""
-
-
-def list_repositories(vault: Vault) -> list[RepositoryId]:
-    """The ids of the repositories in a vault."""
-    found = {entry.name.split("/")[1] for entry in vault.list(REPOSITORIES) if entry.name.count("/") >= 2}
-    return [RepositoryId(name) for name in sorted(found)]
-
-
-def unlock(vault: Vault, passphrase: str) -> tuple[RepositoryId, bytes] | None:
-    """The first repository of the vault that the passphrase opens, and its secret; None where it opens none.
-
-    A damaged slot does not hide the others. Raises FormatTooNew where nothing opens and a slot is from the future.
-    """
-    newer: FormatTooNew | None = None
-    for repository in list_repositories(vault):
-        layout = Layout(repository)
-        for entry in sorted(vault.list(layout.keys)):
-            try:
-                secret = keys.open_slot(vault.get(entry.name), passphrase, entry.name, entry.name)
-            except FormatTooNew as error:
-                newer = error
-                continue
-            except (ObjectDamaged, ObjectMissing):
-                continue
-            if secret is not None:
-                return repository, secret
-    if newer is not None:
-        raise newer
-    return None
-
-
 class Repository:
     """An open repository. Close it, or use it as a context manager."""
 
@@ -115,6 +70,7 @@ class Repository:
         self.vault: Final = vault
         self.layout: Final = Layout(repository)
         self.keys: Final = RepositoryKeys(secret)
+        self.slots: Final = KeySlots(vault, self.layout, self.keys)
         self.damage: Final = self._open_header()
         self._cache = cache / repository
         self.index: Final = Index(self._cache / "index")
@@ -170,7 +126,7 @@ class Repository:
         derived = RepositoryKeys(secret)
         layout = Layout(repository)
         # The slot comes first: a header without a slot would be a repository that nobody can open.
-        add_key_slot(vault, layout, derived, passphrase, about)
+        KeySlots(vault, layout, derived).add(passphrase, about)
         sealed = b"".join(seal_object(derived, ObjectKind.PARAMETERS, layout.header, formats.encode(parameters)))
         header = formats.encode_header(_REPOSITORY_FORMAT, repository, features=[], sealed=sealed.hex())
         vault.put(layout.header, [header])
@@ -339,33 +295,6 @@ class Repository:
             raise ObjectDamaged(name, "it is a point of another name")
         return point
 
-    def find_point(self, text: str, default_machine: str | None = None) -> Point:
-        """The point that a person means: `latest`, `latest@MACHINE`, an id prefix, or a prefix of its local time.
-
-        `default_machine` is whose `latest` is meant without a name. Raises PointNotFound.
-        """
-        problems = Problems()
-        points = self.points(problems)
-        if text == "latest" or text.startswith("latest@"):
-            machine = text[7:] if "@" in text else default_machine
-            own = [point for point in points if machine is None or point.machine == machine]
-            if not own:
-                whose = f" of {machine}" if machine else ""
-                raise PointNotFound(f"There is no recovery point{whose} yet.", "Run 'backdrive backup' first.")
-            return own[-1]
-        matches = [point for point in points if point.id.startswith(text.lower())] if text else []
-        matches = matches or [
-            point for point in points if text and point_time(point).startswith(text.replace(" ", "T"))
-        ]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            ids = ", ".join(f"{point.id[:8]} ({point_time(point)[:19]})" for point in matches[:5])
-            raise PointNotFound(f"'{text}' means {len(matches)} recovery points: {ids}{', ...' * (len(matches) > 5)}.")
-        if problems.errors:
-            raise problems.errors[0]
-        raise PointNotFound(f"No recovery point has an id or a time that starts with '{text}'.")
-
     def commit(self, point: Point) -> None:
         """Store a point: the last step of a backup, when everything it refers to is durable."""
         name = self.layout.points + point.id
@@ -391,47 +320,6 @@ class Repository:
                 self.index.forget_note(note)
             yield from problems.errors
 
-    # --- keys ---
-
-    def key_slots(self) -> list[KeySlot]:
-        """All key slots with their labels."""
-        slots = []
-        for entry in sorted(self.vault.list(self.layout.keys)):
-            slot = entry.name.removeprefix(self.layout.keys)
-            try:
-                about = open_object(
-                    self.keys, ObjectKind.KEY_ABOUT, entry.name, keys.slot_about(self.vault.get(entry.name), entry.name)
-                )
-                slots.append(KeySlot(slot, about.decode(errors="replace")))
-            except (Damaged, FormatTooNew) as error:
-                slots.append(KeySlot(slot, "", str(error)))
-        return slots
-
-    def add_key(self, passphrase: str, about: str) -> str:
-        """Make one more slot; returns its id."""
-        return add_key_slot(self.vault, self.layout, self.keys, passphrase, about)
-
-    def remove_key(self, slot: str) -> None:
-        """Remove a slot, never the last one that is whole. Raises InvalidRequest."""
-        slots = self.key_slots()
-        if slot not in [known.id for known in slots]:
-            raise InvalidRequest(f"There is no key slot {slot}.", "Run 'backdrive key list'.")
-        if not [known for known in slots if known.id != slot and not known.error]:
-            raise InvalidRequest(
-                f"{slot} is the last key slot: without it no passphrase would open the repository.",
-                "Add another one first with 'backdrive key add'.",
-            )
-        self.vault.delete(self.layout.keys + slot)
-
-
-def add_key_slot(vault: Vault, layout: Layout, derived: RepositoryKeys, passphrase: str, about: str) -> str:
-    """Store a new key slot; returns its id."""
-    slot = new_id()
-    name = layout.keys + slot
-    sealed_about = b"".join(seal_object(derived, ObjectKind.KEY_ABOUT, name, about.encode()))
-    vault.put(name, [keys.make_slot(derived.secret, passphrase, name, sealed_about)])
-    return slot
-
 
 def pack_of_name(name: str) -> PackId:
     """The pack id in an object name. Raises ObjectDamaged where it is none."""
@@ -442,25 +330,3 @@ def pack_of_name(name: str) -> PackId:
     if len(pack) != 32:
         raise ObjectDamaged(name, "its name is not that of a pack")
     return PackId(pack)
-
-
-def point_time(point: Point) -> str:
-    """When the point was taken, in the local time of the place where it was: `2026-11-22T07:30:05`."""
-    from datetime import UTC, datetime, timedelta
-
-    local = datetime.fromtimestamp(point.started // 1_000_000_000, UTC) + timedelta(seconds=point.utc_offset)
-    return local.strftime("%Y-%m-%dT%H:%M:%S")
-
-
-__all__ = [
-    "KeySlot",
-    "Problems",
-    "Repository",
-    "check_vault",
-    "list_repositories",
-    "new_id",
-    "pack_of_name",
-    "point_time",
-    "unlock",
-    "vault_header",
-]

@@ -209,7 +209,7 @@ def counts(event: Progress, seconds: float) -> str:
 
 def point_document(point: Point) -> dict[str, Any]:
     """A recovery point for JSON."""
-    from cas.repository import point_time
+    from cas.tasks.choose import point_time
 
     stats = point.stats
     return {

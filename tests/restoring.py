@@ -12,8 +12,9 @@ import pytest
 
 from cas.ids import ChunkId, MachineId, PointId
 from cas.model import Extra, Node, NodeKind, Owner, Point
-from cas.repository import Repository, new_id
+from cas.repository import Repository
 from cas.store.formats import PACK_HEADER_BYTES
+from cas.store.layout import new_id
 from cas.store.parameters import Parameters
 from cas.store.trees import write_tree
 from cas.store.writer import Writer

@@ -15,9 +15,10 @@ from msgspec import Struct
 
 from cas.errors import InvalidRequest, ObjectExists
 from cas.ids import MachineId
-from cas.repository import Repository, new_id
+from cas.repository import Repository
 from cas.store import formats
 from cas.store.formats import ObjectKind
+from cas.store.layout import new_id
 
 # They become names of directories in a drive, also on Windows.
 _NAME: Final = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,63}(?<!\.)")

@@ -37,7 +37,7 @@ def add(repository: Repository, passphrase: str, about: str) -> str:
 
     Raises InvalidRequest where the passphrase is too short, and the vault's errors.
     """
-    slot = repository.add_key(passphrase, about)
+    slot = repository.slots.add(passphrase, about)
     name = repository.layout.keys + slot
     if keys.open_slot(repository.vault.get(name), passphrase, name, name) != repository.keys.secret:
         raise WrongPassphrase(f"The new key slot {slot} does not open again.", "The vault may be failing: check it.")
@@ -46,11 +46,11 @@ def add(repository: Repository, passphrase: str, about: str) -> str:
 
 def remove(repository: Repository, start: str) -> str:
     """Remove the slot whose id starts so; returns its id. Raises InvalidRequest, and the vault's errors."""
-    found = [slot.id for slot in repository.key_slots() if start and slot.id.startswith(start.lower())]
+    found = [slot.id for slot in repository.slots.all() if start and slot.id.startswith(start.lower())]
     if len(found) > 1:
         raise InvalidRequest(f"{len(found)} key slots start with {start}.", "Give more of the id.")
     slot = found[0] if found else start
-    repository.remove_key(slot)
+    repository.slots.remove(slot)
     return slot
 
 
@@ -68,5 +68,5 @@ def change(repository: Repository, slot: str, new: str, about: str) -> str:
     Raises InvalidRequest where `new` is too short, and the vault's errors.
     """
     added = add(repository, new, about)
-    repository.remove_key(slot)
+    repository.slots.remove(slot)
     return added

@@ -21,8 +21,10 @@ from cas.agent.home import Home
 from cas.agent.machine_key import read_key, write_key
 from cas.errors import InvalidRequest, MachineKeyUnusable, NotRegistered, VaultReadOnly, WrongPassphrase
 from cas.ids import MachineId, RepositoryId
-from cas.repository import Repository, check_vault, list_repositories, new_id, unlock
+from cas.repository import Repository, check_vault
+from cas.store.layout import new_id
 from cas.store.parameters import Parameters
+from cas.store.slots import list_repositories, unlock
 from cas.vault.base import Vault
 from cas.vault.locate import canonical_url, open_vault
 

@@ -15,6 +15,7 @@ from cas.errors import BackdriveError, ObjectDamaged, ObjectMissing
 from cas.model import Point
 from cas.repository import Problems, Repository, check_vault
 from cas.store.reader import Reader
+from cas.tasks.choose import find_point
 from cas.vault.locate import open_vault
 
 
@@ -37,7 +38,7 @@ class Session:
 
     def point(self, text: str) -> Point:
         """The point that a person means; `latest` is this machine's. Raises PointNotFound."""
-        return self.repository.find_point(text, self.registration.machine)
+        return find_point(self.repository, text, self.registration.machine)
 
 
 @contextmanager

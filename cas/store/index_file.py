@@ -59,9 +59,12 @@ class Membership:
         self._resize = resize
         self._translate = translate
         self._txn: lmdb.Transaction | None = None
+        self._empty = False  # as for the whole of a first backup
         self.renew()
 
     def __contains__(self, chunk: ChunkId) -> bool:
+        if self._empty:
+            return False
         try:
             with self.lock:
                 return self._txn.get(chunk, db=self._chunks) is not None  # type: ignore[union-attr]
@@ -81,6 +84,7 @@ class Membership:
                 try:
                     with self.lock:
                         self._txn = self._environment.begin()
+                        self._empty = not self._txn.stat(db=self._chunks)["entries"]
                 except lmdb.MapResizedError:  # another process has grown it
                     self._resize(0)
         except lmdb.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
 from cas.ids import PackId, RepositoryId
@@ -32,3 +33,8 @@ class Layout:
         """The name of a pack."""
         name = pack.hex()
         return f"{self.root}{_PACK_FOLDERS[kind]}/{name[:2]}/{name}"
+
+
+def new_id() -> str:
+    """32 random lower-case hex digits, for an object that is named at random."""
+    return secrets.token_hex(16)

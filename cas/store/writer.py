@@ -175,10 +175,6 @@ class Writer:
         """Take in one piece of metadata: a tree, a page list, a content list."""
         return self._take(data, self._meta, self._keys.meta_id)
 
-    def knows(self, chunk: ChunkId) -> bool:
-        """Whether the chunk is stored already, by this run or an earlier one."""
-        return chunk in self._pending or chunk in self._known
-
     def file(self, readinto: ReadInto, size: int) -> tuple[bytes, int, int]:
         """Take in a file through `readinto` until that returns 0: its content reference, depth, and bytes read.
 

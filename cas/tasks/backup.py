@@ -14,8 +14,9 @@ from cas.errors import SourceUnreadable
 from cas.events import Listener, Progress, Stage, Warning, ignore
 from cas.ids import Bytes, ChunkId, PointId
 from cas.model import Point, PointStats
-from cas.repository import Problems, Repository, new_id
+from cas.repository import Problems, Repository
 from cas.source.plan import normalise_paths, plan_paths
+from cas.store.layout import new_id
 from cas.store.writer import WriterCounts
 from cas.tasks.backup_files import Counts, Sink, Warn, reason
 from cas.tasks.backup_walk import Comparison, Walk

@@ -147,12 +147,12 @@ class EntryReader:
             self._counts.opened += 1
             if st is None:
                 st = os.fstat(file)
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise FileNotFoundError  # something else took its place since the listing
             read = self._read_open(file, st)
             after = os.fstat(file)
         finally:
             os.close(file)
+        if not stat.S_ISREG(after.st_mode):
+            raise FileNotFoundError  # something else took its place since the listing
         return read, (
             after.st_mtime_ns == st.st_mtime_ns
             and after.st_ctime_ns == st.st_ctime_ns

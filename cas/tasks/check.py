@@ -115,7 +115,7 @@ class _Check:
 
     def _key_slots(self) -> None:
         layout = self._repository.layout
-        slots = self._repository.key_slots()
+        slots = self._repository.slots.all()
         for slot in slots:
             if slot.error:
                 self.report.add("key", layout.keys + slot.id, slot.error, "Add a new one with 'backdrive key add'.")

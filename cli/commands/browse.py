@@ -62,7 +62,7 @@ def find(
     Example: backdrive find '*.docx' --point latest
     """
     from cas.agent.search import find_everywhere, find_in_point
-    from cas.repository import point_time
+    from cas.tasks.choose import point_time
     from cli.main import exit_code
 
     with options.session(vault) as session:
@@ -149,8 +149,8 @@ def versions(context: click.Context, path: bytes, machine: str | None, vault: st
 
     Example: backdrive versions /home/ada/thesis.tex
     """
-    from cas.repository import point_time
     from cas.tasks import browse
+    from cas.tasks.choose import point_time
     from cli.main import exit_code
 
     with options.session(vault) as session:

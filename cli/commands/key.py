@@ -25,7 +25,7 @@ def list_(context: click.Context, vault: str | None, as_json: bool) -> None:
     from cli.main import exit_code
 
     with options.session(vault) as session:
-        slots = session.repository.key_slots()
+        slots = session.repository.slots.all()
     if as_json:
         render.document([{"id": slot.id, "about": slot.about, "error": slot.error or None} for slot in slots])
     else:

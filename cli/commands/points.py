@@ -21,7 +21,7 @@ def points(context: click.Context, machine: str | None, inside: bytes | None, va
     Example: backdrive points --machine laptop --path /home
     """
     from cas.agent.session import list_points
-    from cas.repository import point_time
+    from cas.tasks.choose import point_time
     from cli.main import exit_code
 
     with options.session(vault) as session:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from cas.errors import FormatTooNew, InvalidRequest, ObjectDamaged
-from cas.repository import Repository, list_repositories, unlock, vault_header
+from cas.repository import Repository, vault_header
 from cas.store import formats, keys
 from cas.store.formats import ObjectKind, PackKind
 from cas.store.keys import RepositoryKeys, make_slot, new_secret, open_slot, slot_about
+from cas.store.slots import list_repositories, unlock
 from cas.vault.memory import MemoryVault
 from tests.engine import PASSPHRASE, SMALL, World, cheap_keys
 
@@ -145,9 +146,9 @@ def test_unlocking_goes_past_damaged_and_foreign_slots(world: World) -> None:
     other, secret = Repository.create(world.vault, "another passphrase", "other", SMALL)
     with world.open() as repository:
         repository.vault.put(repository.layout.keys + "0" * 32, [b"garbage"])
-        repository.add_key("a second passphrase", "second")
-        assert sorted(slot.about for slot in repository.key_slots() if not slot.error) == ["second", "test"]
-        assert [slot.id for slot in repository.key_slots() if slot.error] == ["0" * 32]
+        repository.slots.add("a second passphrase", "second")
+        assert sorted(slot.about for slot in repository.slots.all() if not slot.error) == ["second", "test"]
+        assert [slot.id for slot in repository.slots.all() if slot.error] == ["0" * 32]
     assert sorted(list_repositories(world.vault)) == sorted([world.id, other])
     assert unlock(world.vault, PASSPHRASE) == (world.id, world.secret)
     assert unlock(world.vault, "a second passphrase") == (world.id, world.secret)
@@ -164,13 +165,13 @@ def test_a_slot_from_the_future_is_told() -> None:
 
 def test_the_last_whole_slot_stays(world: World) -> None:
     with world.open() as repository:
-        (only,) = repository.key_slots()
+        (only,) = repository.slots.all()
         repository.vault.put(repository.layout.keys + "0" * 32, [b"garbage"])
         with pytest.raises(InvalidRequest, match="last"):
-            repository.remove_key(only.id)
-        second = repository.add_key("a second passphrase", "second")
-        repository.remove_key(only.id)
+            repository.slots.remove(only.id)
+        second = repository.slots.add("a second passphrase", "second")
+        repository.slots.remove(only.id)
         with pytest.raises(InvalidRequest, match="no key slot"):
-            repository.remove_key(only.id)
-        assert second in [slot.id for slot in repository.key_slots()]
+            repository.slots.remove(only.id)
+        assert second in [slot.id for slot in repository.slots.all()]
     assert unlock(world.vault, PASSPHRASE) is None

@@ -34,8 +34,8 @@ from cas.errors import (
     WrongPassphrase,
 )
 from cas.ids import RepositoryId
-from cas.repository import list_repositories
 from cas.store.keys import PASSPHRASE_MIN_CHARACTERS
+from cas.store.slots import list_repositories
 from cas.vault.local import LocalVault
 from cas.vault.locate import open_vault
 
