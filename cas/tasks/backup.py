@@ -17,7 +17,7 @@ from cas.model import Point, PointStats
 from cas.repository import Problems, Repository
 from cas.source.plan import normalise_paths, plan_paths
 from cas.store.layout import new_id
-from cas.store.writer import WriterCounts
+from cas.store.pipeline import WriterCounts
 from cas.tasks.backup_files import Counts, Sink, Warn, reason
 from cas.tasks.backup_walk import Comparison, Walk
 from cas.tasks.requests import BackupRequest, BackupResult

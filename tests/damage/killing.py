@@ -18,7 +18,7 @@ import pytest
 
 from cas.ids import PointId
 from cas.repository import pack_of_name, vault_header
-from cas.store import writer
+from cas.store import pipeline
 from cas.store.formats import PackKind
 from cas.tasks.check import check
 from cas.vault.local import LocalVault
@@ -114,7 +114,7 @@ def assert_sent_once(world: World) -> None:
 def main(directory: Path, shard: int, shards: int) -> int:
     patch = pytest.MonkeyPatch()
     cheap_keys(patch)
-    patch.setattr(writer, "_SEGMENT_PACKS", 3)
+    patch.setattr(pipeline, "_SEGMENT_PACKS", 3)
     patch.setattr(os, "fsync", lambda descriptor: None)  # a kill is no power cut: that much faster
     cases = kills = failures = 0
     for scene in make_scenes(directory):

@@ -326,7 +326,7 @@ def test_two_writers_at_once(world: World, tmp_path: Path) -> None:
 
 def test_many_segments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ids that wait for their segment are let go as segments are written."""
-    monkeypatch.setattr("cas.store.writer._SEGMENT_PACKS", 1)
+    monkeypatch.setattr("cas.store.pipeline._SEGMENT_PACKS", 1)
     datas = [RNG.randbytes(2000) for _ in range(1500)]
     assert isinstance(world.vault, MemoryVault)
     with world.open() as repository:
