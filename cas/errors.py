@@ -97,7 +97,9 @@ class NoSpace(BackdriveError):
     def __init__(self, where: str, path: str) -> None:
         super().__init__(
             f"No space left for the {where} at {path}.",
-            "Free some space and run the command again; what was already stored is kept and will be used.",
+            "Free some space and restore again with --conflict overwrite: what is there already is not written twice."
+            if where == "restore target"
+            else "Free some space and run the command again; what was already stored is kept and will be used.",
         )
         self.where = where
         self.path = path

@@ -52,10 +52,14 @@ class Owner(Struct, array_like=True, frozen=True, gc=False):
 
 
 class HardLink(Struct, array_like=True, frozen=True, gc=False):
-    """The identity of a file with several names: nodes of one point with equal (device, inode) are one file."""
+    """The identity of a file with several names: see `Node.link_group`."""
 
     device: int
     count: int  # st_nlink when the point was taken; some of the names may lie outside the point
+
+
+LinkGroup = tuple[int, int, int, int, bytes]
+"""Device, inode, size, mtime and content."""
 
 
 class Stream(Struct, array_like=True, frozen=True, gc=False):
@@ -126,10 +130,16 @@ class Node(Struct, array_like=True, frozen=True, gc=False):
         return _TYPE_BITS[NodeKind(self.kind)] | self.mode
 
     @property
-    def link_group(self) -> tuple[int, int] | None:
-        """(device, inode) shared by all names of one hard-linked file, or None."""
+    def link_group(self) -> LinkGroup | None:
+        """What all names of one hard-linked file share, or None.
+
+        Device and inode alone would not do: a device may get another number between two runs, and the nodes of one
+        point may come from both.
+        """
         extra = self.extra
-        return None if extra is None or extra.link is None else (extra.link.device, self.inode)
+        if extra is None or extra.link is None:
+            return None
+        return extra.link.device, self.inode, self.size, self.mtime, self.content
 
 
 class Tree(Struct, array_like=True, frozen=True, gc=False):

@@ -237,6 +237,18 @@ class Repository:
         found = self.adopt_packs(problems)
         return found, problems
 
+    def forget_lost_packs(self) -> int:
+        """Take packs that are gone from the vault out of the index, so that a backup reads again what was in them.
+
+        Returns how many there were.
+        """
+        present = self._pack_ids()
+        lost = sum(info.id not in present for _, info in self.index.packs())
+        if lost:
+            self._clear_index()
+            self.refresh()
+        return lost
+
     def adopt_packs(self, problems: Problems) -> int:
         """Name packs that are in the vault but in no segment: what a killed run left, or what lost its segment."""
         known = {info.id for _, info in self.index.packs()}

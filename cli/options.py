@@ -69,7 +69,7 @@ def inner_path(text: bytes | None) -> bytes | None:
     return None if text is None else os.path.abspath(text)
 
 
-path_type: Final = click.Path(path_type=bytes)
+path_type: Final = click.Path(path_type=bytes, readable=False)
 
 
 # --- passphrases ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from hashlib import blake2b
 from typing import Final, Generic, TypeVar
 
+from cas.model import LinkGroup
+
 ROOT: Final = 1
 POSITION_BITS: Final = 26
 POSITIONS: Final = 1 << POSITION_BITS
@@ -53,9 +55,9 @@ def next_directory_number(number: int) -> int:
     return number % ((1 << _DIRECTORY_BITS) - 1) + 1
 
 
-def link_inode(point: bytes, device: int, inode: int) -> int:
+def link_inode(point: bytes, group: LinkGroup) -> int:
     """The inode of a hard-linked file of a point."""
-    digest = blake2b(b"%d %d " % (device, inode) + point, digest_size=8).digest()
+    digest = blake2b(b"%d %d %d %d %b " % group + point, digest_size=8).digest()
     return _LINK | int.from_bytes(digest, "little") >> 2
 
 

@@ -202,7 +202,7 @@ class Nodes:
             if position >= inodes.POSITIONS:
                 raise Stale  # 67 million entries: no file system that we read from has such directories
             return inodes.entry_inode(directory.number, position)
-        inode = inodes.link_inode(directory.point, *group)
+        inode = inodes.link_inode(directory.point, group)
         with self._lock:
             self._links.add(inode, Found(node, owner, directory))
         return inode

@@ -30,6 +30,7 @@ _PACK: Final = struct.Struct("<32sBQ32s")  # id, kind, size, salt
 _BLOCK_KEY: Final = struct.Struct(">IH")
 _BLOCK: Final = struct.Struct("<QIIB")  # offset, sealed, plain, codec
 _NUMBER: Final = struct.Struct(">I")
+_LEAST_FREE_BYTES: Final = 1 << 20
 _NEXT_PACK: Final = b"next pack"
 _LAYOUT: Final = b"1"  # of this file; another layout is rebuilt from the vault
 # Address space, not disk: the file grows as it fills. Where that much cannot be mapped, less is tried.
@@ -66,9 +67,18 @@ class BlockInfo(NamedTuple):
     codec: int
 
 
+def _free_bytes(path: Path) -> int:
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return _LEAST_FREE_BYTES
+
+
 def _translate(error: lmdb.Error | OSError, path: Path) -> CacheUnusable | NoSpace:
     text = str(error)
-    if isinstance(error, lmdb.DiskError) or "No space left" in text:
+    # LMDB calls a write that came up short an input/output error, which a full disk causes.
+    full = "Input/output error" in text and _free_bytes(path) < _LEAST_FREE_BYTES
+    if isinstance(error, lmdb.DiskError) or "No space left" in text or full:
         return NoSpace("cache", str(path))
     return CacheUnusable(f"The index cache {path} cannot be used: {text.rstrip('.')}.")
 

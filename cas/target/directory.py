@@ -249,6 +249,7 @@ class Directory:
         if self.inherits:
             try:
                 forget_acls(child.fd)
+                os.fchmod(child.fd, node.mode & 0o777 | _ENTER)  # the inherited ACL has cut the mode of mkdir
             except BaseException:
                 child.release()
                 raise

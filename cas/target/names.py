@@ -36,6 +36,9 @@ def is_leftover(name: bytes) -> bool:
     return False
 
 
+_NAME_BYTES: Final = 255  # the longest name of nearly every file system
+
+
 def copy_name(name: bytes, taken: int, utc_offset: int, number: int) -> bytes:
     """`YYYY-MM-DD HH-MM Copy of NAME`, from the second on `... Copy (2) of NAME`.
 
@@ -43,4 +46,18 @@ def copy_name(name: bytes, taken: int, utc_offset: int, number: int) -> bytes:
     """
     local = datetime.fromtimestamp(taken // 1_000_000_000, UTC) + timedelta(seconds=utc_offset)
     which = b"Copy" if number == 1 else b"Copy (%d)" % number
-    return local.strftime("%Y-%m-%d %H-%M ").encode() + which + b" of " + name
+    prefix = local.strftime("%Y-%m-%d %H-%M ").encode() + which + b" of "
+    return prefix + _shortened(name, _NAME_BYTES - len(prefix))
+
+
+def _shortened(name: bytes, most: int) -> bytes:
+    """A name cut in its middle to so many bytes; its suffix stays, and no UTF-8 character is cut in two."""
+    if len(name) <= most:
+        return name
+    stem, dot, suffix = name.rpartition(b".")
+    if not stem or len(suffix) > most // 2:
+        stem, dot, suffix = name, b"", b""
+    kept = stem[: most - len(dot) - len(suffix)]
+    while kept and len(kept) < len(stem) and stem[len(kept)] & 0xC0 == 0x80:
+        kept = kept[:-1]
+    return kept + dot + suffix

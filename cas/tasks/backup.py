@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -63,6 +64,9 @@ def backup(
     paths = normalise_paths(_readable(request.paths, warn))
     for problem in repository.refresh().errors:
         warn(b"", str(problem))
+    lost = repository.forget_lost_packs()
+    if lost:
+        warn(b"", f"{lost} packs are gone from the vault. What was in them is read again. Run 'backdrive check'.")
     parent = None if request.force_full else last_point(repository, request, paths, warn)
     plan = plan_paths(paths)
 
@@ -115,11 +119,13 @@ def _readable(paths: list[bytes], warn: Warn) -> list[bytes]:
     found = []
     for path in paths:
         try:
-            os.lstat(path)
+            status = os.lstat(path)
         except OSError as error:
             warn(path, reason(error))
-        else:
-            found.append(path)
+            continue
+        if stat.S_ISLNK(status.st_mode):
+            warn(path, "It is a symbolic link: the link is protected, not what it leads to")
+        found.append(path)
     if not found:
         raise SourceUnreadable(
             f"None of the paths can be read: {', '.join(os.fsdecode(path) for path in paths)}.",
@@ -129,13 +135,19 @@ def _readable(paths: list[bytes], warn: Warn) -> list[bytes]:
 
 
 def last_point(repository: Repository, request: BackupRequest, paths: list[bytes], warn: Warn) -> Point | None:
-    """The machine's newest point of the same paths, or else its newest one: any point is good to compare with."""
+    """The machine's point to compare with: the newest of the same paths, or else of those with most in common."""
     problems = Problems()
     own = [point for point in repository.points(problems) if point.machine_id == request.machine.id]
     for error in problems.errors:
         warn(b"", str(error))
-    candidates = [point for point in own if point.paths == paths] or own
-    return candidates[-1] if candidates else None
+    return max(own, key=lambda point: (_in_common(point.paths, paths), point.started), default=None)
+
+
+def _in_common(old: list[bytes], new: list[bytes]) -> int:
+    """How many of the new paths lie in old ones, twice as much where all are the same."""
+    if old == new:
+        return 2 * len(new)
+    return sum(any(path == above or path.startswith(above.rstrip(b"/") + b"/") for above in old) for path in new)
 
 
 def _comparison(repository: Repository, parent: Point) -> Comparison:

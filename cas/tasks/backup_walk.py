@@ -26,6 +26,8 @@ from cas.store.trees import write_tree
 from cas.tasks.backup_files import Counts, EntryReader, Sink, Warn, make_node, reason
 from cas.tasks.requests import BackupRequest
 
+_SECOND_NS: Final = 1_000_000_000
+_COARSE_TICK_NS: Final = 2 * _SECOND_NS  # of file systems whose times are whole seconds, such as FAT and old ext
 _TELL_EVERY: Final = 64  # entries between two progress events
 _FRAMES_FOR_DEPTH: Final = 20_000  # of Python's stack, two a level of directories
 
@@ -217,7 +219,7 @@ class Walk:
             if (
                 old is not None
                 and old.content == tree
-                and old.ctime < self._safe_before
+                and self._settled(old)
                 and self._same(old, st)
                 and old.owner == owner
                 and plan.partial == (old.extra is not None and old.extra.partial)
@@ -238,6 +240,11 @@ class Walk:
     def _directory_extra(directory: int, plan: Plan) -> Extra | None:
         xattrs = posix.read_xattrs(directory)
         return Extra(xattrs=xattrs, partial=plan.partial) if xattrs or plan.partial else None
+
+    def _settled(self, old: Node) -> bool:
+        """Whether a change since the last run would show in ctime: it is older than that run by a tick of the clock."""
+        ctime = old.ctime
+        return ctime < self._safe_before - (0 if ctime % _SECOND_NS else _COARSE_TICK_NS)
 
     @staticmethod
     def _same(old: Node, st: os.stat_result) -> bool:
@@ -263,9 +270,10 @@ class Walk:
         unchanged = (
             old is not None
             and old.kind == kind
-            and old.ctime < self._safe_before
+            and self._settled(old)
             and self._same(old, st)
             and old.owner == owner
+            and (old.extra is None or old.extra.link is None or old.extra.link.device == st.st_dev)
             and (kind != NodeKind.FILE or (old.size == st.st_size and (self._trusted or self._stored(old))))
         )
         node = old if unchanged else self._files.read(parent, path, name, st, owner, kind)

@@ -179,11 +179,13 @@ class _Check:
                 self._object(ObjectKind.SESSION, entry.name)
             except (Damaged, FormatTooNew, ObjectMissing) as error:
                 self.report.notes.append(f"The session {entry.name} does not open: {reason_of(error)}.")
-            if session not in points:
-                self.report.notes.append(
-                    f"The backup {session} was begun and left no point: it is still running, it was stopped, or its "
-                    "point was deleted."
-                )
+        open_sessions = sorted(found - points)
+        if open_sessions:
+            which = ", ".join(session[:8] for session in open_sessions[:5]) + ", ..." * (len(open_sessions) > 5)
+            self.report.notes.append(
+                f"{len(open_sessions)} backups were begun and left no point ({which}): each is still running, was "
+                "stopped, or its point was deleted."
+            )
         without = len(points - found)
         if without:
             self.report.notes.append(f"The session of {without} points is gone, which harms nothing.")

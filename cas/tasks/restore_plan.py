@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from cas.model import Node, NodeKind, Point
+from cas.model import LinkGroup, Node, NodeKind, Point
 from cas.target import posix
 from cas.target.attributes import Ids
 from cas.target.directory import Directory
@@ -29,7 +29,7 @@ class Planner:
         self._point = point
         self._conflict = conflict
         self._verify = verify
-        self._anchors: dict[tuple[int, int], Anchor] = {}
+        self._anchors: dict[LinkGroup, Anchor] = {}
 
     def job(self, directory: Directory, node: Node, ids: Ids) -> Job | Blocked:
         """What to do for an entry that is no directory. Raises OSError."""
@@ -43,8 +43,9 @@ class Planner:
             if isinstance(decided, Blocked):
                 return decided
             job = decided
-        if node.extra is not None and node.extra.link is not None:
-            self._join(job, (node.extra.link.device, node.inode), node.extra.link.count)
+        group = node.link_group
+        if group is not None and node.extra is not None and node.extra.link is not None:
+            self._join(job, group, node.extra.link.count)
         return job
 
     def _meet(self, directory: Directory, node: Node, ids: Ids, seen: os.stat_result) -> Job | Blocked:
@@ -104,7 +105,7 @@ class Planner:
                 return copy, there
             number += 1
 
-    def _join(self, job: Job, group: tuple[int, int], names: int) -> None:
+    def _join(self, job: Job, group: LinkGroup, names: int) -> None:
         """Find the other names of a hard-linked file."""
         anchor = self._anchors.get(group)
         if anchor is None:

@@ -54,7 +54,7 @@ def mount(context: click.Context, arguments: tuple[str, ...], foreground: bool, 
 
 
 @click.command()
-@click.argument("target", metavar="TARGET", type=click.Path(path_type=Path))
+@click.argument("target", metavar="TARGET", type=click.Path(path_type=Path, readable=False))
 def unmount(target: Path) -> None:
     """Close the drive at TARGET, and clean up after one whose process has died.
 

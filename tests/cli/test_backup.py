@@ -59,8 +59,8 @@ def test_json_is_one_document(run_cli: RunCli, vault: Path, tree: Path) -> None:
 
 def test_relative_paths_are_meant_from_here(run_cli: RunCli, vault: Path, tree: Path, tmp_path: Path) -> None:
     (tmp_path / "way").symlink_to(tree / "sub")
-    point = run_cli("backup", "sub", "../way", expect=0, cwd=tree)
-    assert point.stdout
+    point = run_cli("backup", "sub", "../way", expect=3, cwd=tree)
+    assert "the link is protected, not what it leads to" in words(point.stderr)
     assert run_cli("points", "--json").json[0]["paths"] == [str(tree / "sub"), str(tmp_path / "way")]
     run_cli("backup", "way/", expect=0, cwd=tmp_path)
     assert run_cli("points", "--json").json[1]["paths"] == [str(tree / "sub")], "a slash at the end follows the link"

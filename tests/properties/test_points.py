@@ -101,7 +101,8 @@ def seen(entry: Entry) -> Seen:
     if node.kind == NodeKind.SYMLINK:
         content = node.content
     xattrs = {} if node.extra is None else node.extra.xattrs
-    return Seen(node.kind, node.mode, node.mtime, content, xattrs, node.link_group)
+    group = node.link_group
+    return Seen(node.kind, node.mode, node.mtime, content, xattrs, None if group is None else group[:2])
 
 
 def apply(root: Path, step: Step) -> None:
