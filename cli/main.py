@@ -263,8 +263,19 @@ def _run(arguments: list[str] | None) -> int:
         return exit_code(error)
 
 
+def _open_standard_streams() -> None:
+    """A stream that was closed by the caller becomes one that nobody reads: no vault file may get its number."""
+    for name, number, flags in (("stdin", 0, os.O_RDONLY), ("stdout", 1, os.O_WRONLY), ("stderr", 2, os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its code."""
+    _open_standard_streams()
     signal.signal(signal.SIGTERM, _signals.terminate)
     code = _run(arguments)
     try:

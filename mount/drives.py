@@ -27,7 +27,15 @@ from cas.errors import MountFailed
 ALL_POINTS: Final = "all"
 _FILE_SYSTEM: Final = b"fuse.backdrive"
 _STOP_SECONDS: Final = 10.0  # that a drive has to end after it was unmounted
-_PASSPHRASE: Final = "BACKDRIVE_PASSPHRASE"
+_SECRETS: Final = ("BACKDRIVE_PASSPHRASE", "BACKDRIVE_NEW_PASSPHRASE")
+_PROBE_SECONDS: Final = 5
+_PROBE: Final = """
+import os, sys
+try:
+    os.statvfs(sys.argv[1])  # not stat: the kernel would answer that from memory
+except OSError as error:
+    sys.exit(error.errno)
+"""
 _SHOWN_HOLDERS: Final = 3
 
 # For glibc, and measured: blocks of a MiB come and go in several threads. One heap that keeps what is freed costs 30 MB
@@ -194,7 +202,7 @@ def remove_target(drive: Drive) -> None:
 
 def prepare_target(target: Path) -> tuple[str, bool]:
     """The real path of the directory to mount on, and whether it was made just now. Raises MountFailed."""
-    path = os.path.realpath(target)
+    path = _mount_path(target)
     if path in mounted_targets():
         if _is_dead(path):
             raise MountFailed(f"{path} is a drive whose process has ended.", "Run 'backdrive unmount' first.")
@@ -216,7 +224,7 @@ def prepare_target(target: Path) -> tuple[str, bool]:
 
 def start(request: DriveRequest) -> None:
     """Start a drive in the background; it is ready when this returns. Raises MountFailed with what the drive said."""
-    environment = {name: value for name, value in os.environ.items() if name != _PASSPHRASE}
+    environment = _without_secrets()
     root = os.fspath(Path(__file__).resolve().parent.parent)
     environment = {**_MALLOC, **environment}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
@@ -249,6 +257,11 @@ def start(request: DriveRequest) -> None:
         raise MountFailed(answer or _last_words(log, before, process.returncode), "")
     _reap()
     _started.append(process)
+
+
+def _without_secrets() -> dict[str, str]:
+    """The environment for other processes."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
 
 def _reap() -> None:
@@ -288,7 +301,7 @@ def stop(target: Path, records: Path) -> None:
 
     Raises MountFailed where there is no drive, or where a program uses it.
     """
-    path = os.path.realpath(target)
+    path = _mount_path(target)
     record = record_path(records, path)
     drive = _read_record(record)
     if path not in mounted_targets():
@@ -308,18 +321,35 @@ def stop(target: Path, records: Path) -> None:
 
 
 def _is_dead(path: str) -> bool:
-    """Whether nobody answers for the mount any more."""
+    """Whether nobody answers for the mount any more.
+
+    Asked in a process of its own: where the drive's process hangs, whoever asks hangs with it.
+    """
+    probe = subprocess.Popen([sys.executable, "-I", "-S", "-c", _PROBE, path])
     try:
-        os.statvfs(path)  # not stat: the kernel would answer that from memory
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        return probe.wait(_PROBE_SECONDS) in (errno.ENOTCONN, errno.ECONNABORTED)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return True
+
+
+def _mount_path(target: Path) -> str:
+    """The real path, found without touching what may be a drive whose process hangs."""
+    absolute = os.path.abspath(target)
+    mounted = mounted_targets()
+    if absolute in mounted:
+        return absolute
+    parent, name = os.path.split(absolute)
+    path = os.path.join(os.path.realpath(parent), name)
+    return path if path in mounted else os.path.realpath(path)
 
 
 def _unmount(path: str, lazily: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazily else []), "--", path]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=_without_secrets()
+        )
     except FileNotFoundError:
         raise MountFailed("There is no fusermount3 to unmount with.", "Install the system's package fuse3.") from None
     if done.returncode == 0 or path not in mounted_targets():

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cas.errors import BackdriveError, Damaged, FormatTooNew, MountFailed, ObjectMissing, PointNotFound
+from cas.errors import BackdriveError, Damaged, FormatTooNew, MountFailed, ObjectDamaged, ObjectMissing, PointNotFound
 from cas.ids import RepositoryId
 from cas.model import Point
 from cas.repository import Repository, check_vault
@@ -101,7 +101,10 @@ def run(request: DriveRequest, ready: Callable[[], None] = lambda: None) -> None
     fuse = _fuse()
     vault = open_vault(request.vault)
     try:
-        check_vault(vault)
+        try:
+            check_vault(vault)
+        except (ObjectDamaged, ObjectMissing) as error:
+            _log.error("%s", error.args[0])  # what is in the vault can be read all the same
         with Repository(vault, RepositoryId(request.repository), request.secret, request.cache) as repository:
             for problem in repository.refresh().errors:
                 _log.error("%s", problem.args[0])

@@ -19,7 +19,15 @@ from cas.agent import host, machines
 from cas.agent.files import make_directory, write_atomic
 from cas.agent.home import Home
 from cas.agent.machine_key import read_key, write_key
-from cas.errors import InvalidRequest, MachineKeyUnusable, NotRegistered, VaultReadOnly, WrongPassphrase
+from cas.errors import (
+    InvalidRequest,
+    MachineKeyUnusable,
+    NotRegistered,
+    ObjectDamaged,
+    ObjectMissing,
+    VaultReadOnly,
+    WrongPassphrase,
+)
 from cas.ids import MachineId, RepositoryId
 from cas.repository import Repository, check_vault
 from cas.store.layout import new_id
@@ -139,7 +147,11 @@ def register_machine(home: Home, request: RegisterRequest, confirm: Callable[[st
     url = canonical_url(request.vault)
     vault = open_vault(url)
     try:
-        check_vault(vault)
+        try:
+            check_vault(vault)
+        except (ObjectDamaged, ObjectMissing):
+            if not list_repositories(vault):
+                raise  # nothing is in it that could be joined
         # The home comes first: one that cannot be written should leave the vault as it is.
         host_id, _ = host.host_id(home)
         make_directory(home.cache)

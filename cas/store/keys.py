@@ -14,7 +14,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cas.errors import InvalidRequest, ObjectDamaged
+from cas.errors import BackdriveError, InvalidRequest, ObjectDamaged
 from cas.store.formats import ObjectKind, PackKind, decode_header, encode_header
 
 SECRET_BYTES: Final = 32
@@ -27,8 +27,8 @@ ARGON2_MEMORY_KIB: Final = 65536
 ARGON2_PASSES: Final = 3
 ARGON2_LANES: Final = 4
 # What a slot from an untrusted vault may ask of this machine.
-_MOST_MEMORY_KIB: Final = 1 << 21
-_MOST_PASSES: Final = 64
+_MOST_MEMORY_KIB: Final = 1 << 20
+_MOST_PASSES: Final = 16
 _MOST_LANES: Final = 64
 
 
@@ -80,9 +80,16 @@ def check_passphrase(passphrase: str) -> None:
 
 
 def _stretch(passphrase: str, salt: bytes, passes: int, memory_kib: int, lanes: int) -> bytes:
+    from argon2.exceptions import HashingError
     from argon2.low_level import Type, hash_secret_raw  # costs a C library load; only needed here
 
-    return hash_secret_raw(passphrase.encode(), salt, passes, memory_kib, lanes, 32, Type.ID)
+    try:
+        return hash_secret_raw(passphrase.encode(), salt, passes, memory_kib, lanes, 32, Type.ID)
+    except HashingError as error:
+        raise BackdriveError(
+            f"The passphrase cannot be stretched: {error}. That needs {memory_kib >> 10} MiB of memory.",
+            "Free some memory and try again.",
+        ) from None
 
 
 def make_slot(secret: bytes, passphrase: str, slot: str, about: bytes) -> bytes:

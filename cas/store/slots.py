@@ -74,9 +74,11 @@ def list_repositories(vault: Vault) -> list[RepositoryId]:
 def unlock(vault: Vault, passphrase: str) -> tuple[RepositoryId, bytes] | None:
     """The first repository of the vault that the passphrase opens, and its secret; None where it opens none.
 
-    A damaged slot does not hide the others. Raises FormatTooNew where nothing opens and a slot is from the future.
+    A damaged slot does not hide the others. Where nothing opens, raises FormatTooNew if a slot is from the future, and
+    ObjectDamaged if one is damaged: the passphrase may be right.
     """
     newer: FormatTooNew | None = None
+    damaged: ObjectDamaged | None = None
     for repository in list_repositories(vault):
         layout = Layout(repository)
         for entry in sorted(vault.list(layout.keys)):
@@ -85,10 +87,15 @@ def unlock(vault: Vault, passphrase: str) -> tuple[RepositoryId, bytes] | None:
             except FormatTooNew as error:
                 newer = error
                 continue
-            except (ObjectDamaged, ObjectMissing):
+            except ObjectDamaged as error:
+                damaged = error
+                continue
+            except ObjectMissing:
                 continue
             if secret is not None:
                 return repository, secret
     if newer is not None:
         raise newer
+    if damaged is not None:
+        raise ObjectDamaged(damaged.name, f"{damaged.reason}; no other key slot opens with this passphrase")
     return None

@@ -21,7 +21,7 @@ from cas.store import formats
 from cas.store.formats import ObjectKind, PackKind, PackRecord
 from cas.store.index import PackInfo
 from cas.store.layout import VAULT_HEADER
-from cas.tasks.findings import CheckReport, Faults, Kind, Problem, reason_of
+from cas.tasks.findings import LOST_PACK, CheckReport, Faults, Kind, Problem, reason_of
 from cas.tasks.reach import Blame, Chunks, Stray, Walk
 from cas.tasks.scrub import PackFindings, scrub
 
@@ -230,7 +230,7 @@ class _Check:
             self.report.add("index", name, "the index of this machine contradicts the index segments", _REBUILD)
 
     def _missing_pack(self, name: str) -> Problem:
-        problem = self.report.add("pack", name, "it is missing")
+        problem = self.report.add("pack", name, "it is missing", LOST_PACK)
         self._absent.append(problem)
         return problem
 

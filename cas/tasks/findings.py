@@ -9,6 +9,8 @@ from cas.errors import BackdriveError
 from cas.ids import ChunkId, PointId
 
 Kind = Literal["header", "key", "machine", "index", "pack", "point", "tree", "chunk"]
+LOST_PACK: Final = "The next backup reads again what was in it and is still in the source."
+DAMAGED_PACK: Final = "To replace it, move it out of the vault: the next backup reads again what the source still has."
 MOST_FILES: Final = 1000  # paths that a problem lists; beyond them it only counts
 
 

@@ -20,7 +20,7 @@ from cas.store.formats import PackKind
 from cas.store.index import Index
 from cas.store.layout import VAULT_HEADER
 from cas.store.reader import Reader
-from cas.tasks.findings import CheckReport, Faults, Problem, reason_of
+from cas.tasks.findings import DAMAGED_PACK, CheckReport, Faults, Problem, reason_of
 
 _CACHE_BYTES: Final = 128 << 20
 _BATCH: Final = 16384  # chunks looked up together
@@ -89,7 +89,7 @@ class Chunks:
         problem = self._packs.get(number)
         if problem is None:
             name = self._repository.layout.pack(info.kind, info.id)
-            problem = self._packs[number] = self._report.add("pack", name, reason)
+            problem = self._packs[number] = self._report.add("pack", name, reason, DAMAGED_PACK)
         elif reason not in problem.reason:
             problem.reason += f"; {reason}"
         return problem

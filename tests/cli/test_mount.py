@@ -61,6 +61,24 @@ def test_a_drive_whose_process_died_is_cleaned_up(
     assert drive not in fuse_mounts()
 
 
+def test_a_drive_whose_process_hangs_is_cleaned_up_and_knew_no_passphrase(
+    run_cli: RunCli, point: str, tmp_path: Path, count_mount: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = tmp_path / "drive"
+    monkeypatch.setenv("BACKDRIVE_NEW_PASSPHRASE", "never to be handed on")
+    run_cli("mount", "latest", drive, expect=0)
+    count_mount(drive)
+    pid = run_cli("mounts", "--json", expect=0).json[0]["pid"]
+    assert b"PASSPHRASE" not in Path(f"/proc/{pid}/environ").read_bytes()
+    os.kill(pid, signal.SIGSTOP)
+    run_cli("unmount", drive, expect=0)
+    assert drive not in fuse_mounts()
+    deadline = time.monotonic() + 10  # it was killed, which takes a moment
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_drive_in_the_foreground(
     run_cli: RunCli, tree: Path, point: str, tmp_path: Path, count_mount: Count, stop: signal.Signals
