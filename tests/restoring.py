@@ -20,6 +20,7 @@ from cas.store.trees import write_tree
 from cas.store.writer import Writer
 from cas.tasks.backup import backup
 from cas.tasks.requests import BackupRequest, Machine
+from cas.tasks.restore_process import WriterProcess
 from cas.vault.memory import MemoryVault
 from tests.engine import cheap_keys
 
@@ -69,6 +70,12 @@ def store_nodes(writer: Writer, nodes: Sequence[tuple[bytes, Made]]) -> ChunkId:
             Node(name, made.kind, made.mode, owner, size, made.mtime, 0, made.inode, content, depth, made.extra)
         )
     return write_tree(writer.meta, owners, stored)
+
+
+def use_processes(monkeypatch: pytest.MonkeyPatch, *, use: bool) -> None:
+    """Have every restore write with processes of its own, whatever the vault and however small; or none at all."""
+    monkeypatch.setattr(WriterProcess, "suits", lambda _: use)
+    monkeypatch.setattr("cas.tasks.restore._MANY", 0)
 
 
 class Lab:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
+from typing import Final, Protocol
 
 from cas.model import Node, NodeKind
 from cas.target.attributes import SPECIAL_BITS, Attributes, Ids, handle_path, put_times
@@ -23,8 +23,23 @@ _TYPE_OF_KIND: Final = {
 }
 
 
+class Spot(Protocol):
+    """What of a directory the making of a file in it needs: see `Directory`."""
+
+    @property
+    def fd(self) -> int: ...
+
+    @property
+    def natural(self) -> Ids: ...
+
+    @property
+    def inherits(self) -> bool: ...
+
+    def path_of(self, name: bytes) -> bytes: ...
+
+
 def create_file(
-    attributes: Attributes, directory: Directory, node: Node, ids: Ids, *, readable: bool = False
+    attributes: Attributes, directory: Spot, node: Node, ids: Ids, *, readable: bool = False
 ) -> tuple[int, bytes, bool]:
     """An empty new file: its descriptor, its temporary name, and whether it has the node's owner and mode already.
 
@@ -43,7 +58,7 @@ def create_file(
     return fd, temporary, settled
 
 
-def settle_file(attributes: Attributes, directory: Directory, name: bytes, node: Node, ids: Ids, fd: int) -> None:
+def settle_file(attributes: Attributes, directory: Spot, name: bytes, node: Node, ids: Ids, fd: int) -> None:
     """Owner, mode and extended attributes of a file that `create_file` did not settle."""
     path = directory.path_of(name)
     attributes.put(fd, node, ids, os.fstat(fd), path, fresh=True, acl=directory.inherits)
@@ -119,14 +134,14 @@ def open_existing(directory: Directory, name: bytes) -> int:
     return os.open(name, _READ, dir_fd=directory.fd)
 
 
-def place(directory: Directory, temporary: bytes, name: bytes, *, empties: bool) -> None:
+def place(directory: Spot, temporary: bytes, name: bytes, *, empties: bool) -> None:
     """Give the finished entry its name, over whatever file has it; with `empties`, over an empty directory."""
     if empties:
         os.rmdir(name, dir_fd=directory.fd)
     os.rename(temporary, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
 
 
-def discard(directory: Directory, temporary: bytes) -> None:
+def discard(directory: Spot, temporary: bytes) -> None:
     """Take away what did not become whole."""
     try:
         os.unlink(temporary, dir_fd=directory.fd)

@@ -23,13 +23,15 @@ from cas.target.attributes import Attributes, Ids
 from cas.target.directory import Directory, open_root
 from cas.tasks.browse import parts_of, resolve, root_of
 from cas.tasks.requests import Conflict, Planned, RestoreRequest, RestoreResult
-from cas.tasks.restore_entries import Action, Job
 from cas.tasks.restore_feed import Feed
+from cas.tasks.restore_jobs import Action, Job
 from cas.tasks.restore_plan import Blocked, Planner
-from cas.tasks.restore_write import ENTRY_FAULTS, Workers, raise_if_fatal, reason_of
+from cas.tasks.restore_process import WriterProcess
+from cas.tasks.restore_write import ENTRY_FAULTS, WRITERS, Workers, raise_if_fatal, reason_of
 
 _READER_BYTES: Final = 64 << 20
 _TELL_SECONDS: Final = 0.1
+_MANY: Final = 256  # files
 
 Selection = dict[bytes, "Selection | None"]
 """Which names of a directory are wanted: below a name everything (None), or only some."""
@@ -53,7 +55,8 @@ def restore(repository: Repository, point: Point, request: RestoreRequest, liste
     if len(items) < len(request.items):
         items = []  # the root was among them
     found = [resolve(reader, point, item) for item in items]
-    run = _Run(repository, reader, point, request, result, listen)
+    many = any(node.is_directory for node, _ in found) if items else point.stats.files >= _MANY
+    run = _Run(repository, reader, point, request, result, listen, many=many)
     listen(Stage("transferring"))
     run.run(items, found)
     listen(Stage("done"))
@@ -81,7 +84,10 @@ class _Run:
         request: RestoreRequest,
         result: RestoreResult,
         listen: Listener,
+        *,
+        many: bool,
     ) -> None:
+        """`many`: enough entries are to be expected that processes of their own pay for them."""
         self._reader = reader
         self._point = point
         self._request = request
@@ -100,6 +106,7 @@ class _Run:
             result,
             target=os.fsdecode(self._target),
             verify=request.verify,
+            processes=_processes(repository) if many and not (request.dry_run or request.verify) else (),
         )
         self._failure: BaseException | None = None
         self._feed = Feed(reader, self._workers)
@@ -352,6 +359,18 @@ class _Run:
             else:
                 result.others += 1
         self._plan(job.directory, job.name, action)
+
+
+def _processes(repository: Repository) -> list[WriterProcess]:
+    """A process for each thread that writes, where the system and the vault let us have them."""
+    processes: list[WriterProcess] = []
+    if WriterProcess.suits(repository):
+        try:
+            while len(processes) < WRITERS:
+                processes.append(WriterProcess(repository, processes))
+        except OSError:
+            pass  # the threads do without
+    return processes
 
 
 def _selection(items: list[bytes]) -> Selection:

@@ -22,6 +22,9 @@ Block = tuple[int, int]
 Run = tuple[int, int, int, int, int]
 """(offset in the file, pack number, block number, offset in the plain block, length): bytes that lie in one block."""
 
+OpenBlock = Callable[[int, int], memoryview]
+"""The plain block of a pack number and a block number. Raises as the reader does."""
+
 _COMPARE_BYTES: Final = 1 << 20
 
 
@@ -84,7 +87,7 @@ class LastBlock:
         return self._data
 
 
-def write_runs(blocks: LastBlock, fd: int, runs: Iterable[Run]) -> None:
+def write_runs(blocks: OpenBlock, fd: int, runs: Iterable[Run]) -> None:
     """Write each run at its place. Raises OSError, and as the reader does."""
     pwrite = os.pwrite
     for at, pack, block, start, length in runs:

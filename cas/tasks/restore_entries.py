@@ -1,79 +1,21 @@
-"""Entries on their way back: what was planned for each, and a batch of them carried out by one thread."""
+"""Entries on their way back: a batch of them, carried out by one thread and, if it has one, its process."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections.abc import Sequence
-from enum import Enum, auto
+from itertools import pairwise
 from typing import Final
 
-from cas.model import Node, NodeKind
+from cas.model import NodeKind
 from cas.target import posix
-from cas.target.attributes import Ids, put_times
-from cas.target.directory import Directory
-from cas.tasks.restore_data import LastBlock, Run, equals, find_runs, write_runs
+from cas.tasks.restore_data import LastBlock, equals, find_runs
+from cas.tasks.restore_file import write_data
+from cas.tasks.restore_jobs import Action, Job
+from cas.tasks.restore_process import WriterProcess
 from cas.tasks.restore_write import ENTRY_FAULTS, Workers, raise_if_fatal, reason_of
 
 _DEVICES: Final = (NodeKind.CHARACTER_DEVICE, NodeKind.BLOCK_DEVICE)
-
-
-class Action(Enum):
-    """What to do for an entry."""
-
-    CREATE = auto()
-    KEEP = auto()  # it is there: put its attributes right
-    LEAVE = auto()  # it is there: do not touch it
-    LINK = auto()  # one more name of a file that was restored before
-
-
-class Anchor:
-    """The first restored name of a hard-linked file, to which the others are linked."""
-
-    __slots__ = ("directory", "done", "left", "name")
-
-    def __init__(self, names: int) -> None:
-        self.done = threading.Event()
-        self.directory: Directory | None = None  # None when done: the first name could not be restored
-        self.name = b""
-        self.left = names - 1
-
-    def settle(self, directory: Directory, name: bytes) -> None:
-        """The file stands there."""
-        self.directory, self.name = directory, name
-        self.done.set()
-
-
-class Job:
-    """One entry to restore into a directory. For a file `runs` is its data, or None where it is still to be found."""
-
-    __slots__ = (
-        "action",
-        "anchor",
-        "compare",
-        "directory",
-        "empties",
-        "fallback",
-        "ids",
-        "name",
-        "node",
-        "runs",
-        "seen",
-    )
-
-    def __init__(self, directory: Directory, node: Node, ids: Ids, name: bytes, action: Action) -> None:
-        self.directory = directory
-        self.node = node
-        self.ids = ids
-        self.name = name
-        self.action = action
-        self.runs: Sequence[Run] | None = None
-        self.seen: os.stat_result | None = None  # what stands there
-        self.compare = False  # whether what stands there is equal is still to be found out
-        self.fallback = name  # where to create it where it is not
-        self.empties = False  # an empty directory is in the way
-        self.anchor: Anchor | None = None  # whom to link to; or, for CREATE, KEEP and LEAVE, whom to settle
 
 
 class Batch:
@@ -82,17 +24,23 @@ class Batch:
     def __init__(self, jobs: list[Job]) -> None:
         """Takes over one hold of the directory of each run of jobs that share one."""
         self.weight = 0
+        self.directories = 1 + sum(one.directory is not other.directory for one, other in pairwise(jobs))
         self._jobs = jobs
 
-    def run(self, workers: Workers) -> None:
+    def run(self, workers: Workers, process: WriterProcess | None) -> None:
         files = others = size = unchanged = done = done_bytes = 0
         block = LastBlock(workers.reader)
         try:
+            written = set() if process is None else self._hand_over(process)
             for job in self._jobs:
                 done += 1
                 node = job.node
                 try:
-                    if job.action is Action.CREATE and node.kind == 0:
+                    if done - 1 in written:
+                        if job.anchor is not None:
+                            job.anchor.settle(job.directory, job.name)
+                        stays = False
+                    elif job.action is Action.CREATE and node.kind == 0:
                         write_file(workers, job, block)
                         stays = False
                     else:
@@ -122,6 +70,11 @@ class Batch:
                 if workers.verify:
                     result.verified += files
 
+    def _hand_over(self, process: WriterProcess) -> set[int]:
+        """Have the process write what it can; the numbers of the jobs that need nothing more."""
+        theirs = [number for number, job in enumerate(self._jobs) if process.takes(job)]
+        return {theirs[position] for position in process.write([self._jobs[number] for number in theirs])}
+
     def abandon(self, workers: Workers) -> None:
         self._give_up(0)
 
@@ -148,41 +101,12 @@ def _tell(workers: Workers, job: Job, error: BaseException) -> None:
 
 def write_file(workers: Workers, job: Job, block: LastBlock) -> None:
     """Write a file whose data lies in few blocks. Raises ENTRY_FAULTS, and leaves nothing behind then."""
-    node, directory, runs = job.node, job.directory, job.runs
-    # A damaged block is met before anything is written.
-    data = None
-    if runs is not None and len(runs) == 1 and runs[0][4] == node.size:
-        _, pack, number, start, length = runs[0]
-        data = block(pack, number)[start : start + length]
-    fd, temporary, settled = posix.create_file(workers.attributes, directory, node, job.ids, readable=workers.verify)
-    try:
-        try:
-            if data is not None:
-                written = os.write(fd, data)
-                while written < len(data):
-                    written += os.write(fd, data[written:])
-            elif node.size:
-                if node.extra is not None and node.extra.extents is not None:
-                    os.ftruncate(fd, node.size)
-                write_runs(block, fd, find_runs(workers.reader, node) if runs is None else runs)
-            complete(workers, job, fd, settled=settled)
-        finally:
-            os.close(fd)
-        posix.place(directory, temporary, job.name, empties=job.empties)
-    except BaseException:
-        posix.discard(directory, temporary)
-        raise
+    runs = find_runs(workers.reader, job.node) if job.runs is None else job.runs
+    verify = workers.read_back if workers.verify else None
+    temporary = write_data(workers.attributes, job.directory, job.name, job.node, job.ids, runs, block, verify)
+    _put(job, temporary)
     if job.anchor is not None and job.action is not Action.LINK:
-        job.anchor.settle(directory, job.name)
-
-
-def complete(workers: Workers, job: Job, fd: int, *, settled: bool) -> None:
-    """Everything a written file still needs before it gets its name."""
-    if workers.verify:
-        workers.read_back(fd, job.node)
-    if not settled:
-        posix.settle_file(workers.attributes, job.directory, job.name, job.node, job.ids, fd)
-    put_times(fd, job.node)
+        job.anchor.settle(job.directory, job.name)
 
 
 def _settle(workers: Workers, job: Job, block: LastBlock) -> bool:

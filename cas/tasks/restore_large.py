@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from cas.target import posix
 from cas.tasks.restore_data import LastBlock, Run, write_runs
-from cas.tasks.restore_entries import Job, complete
+from cas.tasks.restore_file import complete
+from cas.tasks.restore_jobs import Job
+from cas.tasks.restore_process import WriterProcess
 from cas.tasks.restore_write import ENTRY_FAULTS, Workers
 
 
@@ -66,7 +68,16 @@ class LargeFile:
             try:
                 try:
                     self._raise_error()
-                    complete(workers, job, self._fd, settled=self._settled)
+                    complete(
+                        workers.attributes,
+                        job.directory,
+                        job.name,
+                        job.node,
+                        job.ids,
+                        self._fd,
+                        settled=self._settled,
+                        read_back=workers.read_back if workers.verify else None,
+                    )
                 finally:
                     os.close(self._fd)
                 posix.place(job.directory, self._temporary, job.name, empties=job.empties)
@@ -105,10 +116,11 @@ class Part:
 
     def __init__(self, file: LargeFile, runs: Sequence[Run]) -> None:
         self.weight = 0
+        self.directories = 1
         self._file = file
         self._runs = runs
 
-    def run(self, workers: Workers) -> None:
+    def run(self, workers: Workers, process: WriterProcess | None) -> None:
         error: BaseException | None = None
         try:
             self._file.write(self._runs)

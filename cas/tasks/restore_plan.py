@@ -12,7 +12,7 @@ from cas.target.attributes import Ids
 from cas.target.directory import Directory
 from cas.target.names import copy_name
 from cas.tasks.requests import Conflict
-from cas.tasks.restore_entries import Action, Anchor, Job
+from cas.tasks.restore_jobs import Action, Anchor, Job
 
 
 @dataclass(slots=True)

@@ -22,10 +22,15 @@ from cas.target.attributes import Attributes
 from cas.target.directory import Directory, why
 from cas.tasks.requests import RestoreResult
 from cas.tasks.restore_data import Block, Prefetch, equals
+from cas.tasks.restore_process import WriterProcess
 
 _AHEAD_BYTES: Final = 32 << 20  # of plain blocks; the reader's cache for data must hold more than that
-_AHEAD_TASKS: Final = 16
+_AHEAD_TASKS: Final = 8
+_AHEAD_DIRECTORIES: Final = 600  # each is an open descriptor, of which a process may have 1,024
 _FETCHERS: Final = 1  # writers open blocks too, where they are not there in time
+
+WRITERS: Final = min(max(os.cpu_count() or 1, 2), 4)
+"""Threads that write."""
 
 ENTRY_FAULTS: Final = (OSError, Damaged, FormatTooNew, ObjectMissing)
 """What concerns one entry only, unless `raise_if_fatal` says otherwise."""
@@ -51,8 +56,9 @@ class Task(Protocol):
     """A piece of work in the queue. `run` and `abandon` give everything back, whatever happens."""
 
     weight: int  # bytes of plain blocks that are wanted for it and were not for the tasks before
+    directories: int  # that it holds
 
-    def run(self, workers: Workers) -> None: ...
+    def run(self, workers: Workers, process: WriterProcess | None) -> None: ...
 
     def abandon(self, workers: Workers) -> None: ...
 
@@ -69,9 +75,12 @@ class Workers:
         *,
         target: str,
         verify: bool,
-        threads: int = 0,
+        processes: Sequence[WriterProcess] = (),
     ) -> None:
-        """`threads` write; 0 takes one for each processor, from two to four. `target` is for messages."""
+        """As many threads write as there are processors, from two to four, the first ones with a process each.
+
+        The processes are ended with the threads. `target` is for messages.
+        """
         self.reader: Final = reader
         self.attributes: Final = attributes
         self.result: Final = result
@@ -84,11 +93,14 @@ class Workers:
         self._recent: OrderedDict[Block, int] = OrderedDict()
         self._recent_bytes = 0
         self._room = threading.Condition()
-        self._ahead = self._tasks = 0
+        self._ahead = self._tasks = self._directories = 0
         self._queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._prefetch = Prefetch(reader, _FETCHERS, lambda: self.failure is not None)
-        threads = threads or min(max(os.cpu_count() or 1, 2), 4)
-        self._threads = [threading.Thread(target=self._loop, name="write", daemon=True) for _ in range(threads)]
+        self.processes: Final = processes
+        self._threads = [
+            threading.Thread(target=self._loop, args=(process,), name="write", daemon=True)
+            for process in (*processes, *[None] * (WRITERS - len(processes)))
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -111,12 +123,17 @@ class Workers:
             new = self._new_blocks(blocks)
             task.weight = sum(new.values())
             with self._room:
-                if self._tasks and (self._ahead + task.weight > _AHEAD_BYTES or self._tasks >= _AHEAD_TASKS):
+                if self._tasks and (
+                    self._ahead + task.weight > _AHEAD_BYTES
+                    or self._directories + task.directories > _AHEAD_DIRECTORIES
+                    or self._tasks >= _AHEAD_TASKS
+                ):
                     # Until half of it is done: the walk and the writers then disturb each other in longer turns.
-                    while self.failure is None and self._tasks and not self._half_done(task.weight):
+                    while self.failure is None and self._tasks and not self._half_done(task):
                         self._room.wait()
                 self.check()
                 self._ahead += task.weight
+                self._directories += task.directories
                 self._tasks += 1
         except BaseException:
             task.abandon(self)
@@ -125,8 +142,12 @@ class Workers:
             self._prefetch.want(list(new))
         self._queue.put(task)
 
-    def _half_done(self, weight: int) -> bool:
-        return self._tasks <= _AHEAD_TASKS // 2 and self._ahead + weight <= _AHEAD_BYTES // 2
+    def _half_done(self, task: Task) -> bool:
+        return (
+            self._tasks <= _AHEAD_TASKS // 2
+            and self._ahead + task.weight <= _AHEAD_BYTES // 2
+            and self._directories + task.directories <= _AHEAD_DIRECTORIES
+        )
 
     def _new_blocks(self, blocks: Sequence[Block]) -> dict[Block, int]:
         """Those that no task shortly before wanted, and their sizes."""
@@ -175,20 +196,23 @@ class Workers:
             thread.join()
         self._threads = []
         self._prefetch.close()
+        for process in self.processes:
+            process.close()
 
     # --- the threads ---
 
-    def _loop(self) -> None:
+    def _loop(self, process: WriterProcess | None) -> None:
         while (task := self._queue.get()) is not None:
             try:
                 if self.failure is None:
-                    task.run(self)
+                    task.run(self, process)
                 else:
                     task.abandon(self)
             except BaseException as error:  # noqa: BLE001 - handed to the planner
                 self.fail(error)
             with self._room:
                 self._ahead -= task.weight
+                self._directories -= task.directories
                 self._tasks -= 1
                 self._room.notify()
 

@@ -13,11 +13,12 @@ import pytest
 from cas.model import Extra, NodeKind, Owner
 from cas.tasks.requests import Conflict, RestoreRequest
 from cas.tasks.restore import restore
-from tests.restoring import Lab, Made, below, leftovers, made_directory, picture, with_acl
+from tests.restoring import Lab, Made, below, leftovers, made_directory, picture, use_processes, with_acl
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+@pytest.fixture(params=["threads", "processes"])
+def lab(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    use_processes(monkeypatch, use=request.param == "processes")
     return Lab(tmp_path / "cache")
 
 

@@ -14,13 +14,14 @@ from cas.events import Event, Progress, Stage
 from cas.model import Extra, HardLink, NodeKind
 from cas.tasks.requests import Conflict, Planned, RestoreRequest, RestoreResult
 from cas.tasks.restore import restore
-from tests.restoring import Lab, Made, below, leftovers, made_directory, made_link, picture
+from tests.restoring import Lab, Made, below, leftovers, made_directory, made_link, picture, use_processes
 
 STAMP = "2026-11-22 07-30"
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+@pytest.fixture(params=["threads", "processes"])
+def lab(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    use_processes(monkeypatch, use=request.param == "processes")
     return Lab(tmp_path / "cache")
 
 

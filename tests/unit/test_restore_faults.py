@@ -20,11 +20,12 @@ from cas.model import Extra, HardLink, Node, NodeKind, Owner, TreePage
 from cas.store.writer import Writer
 from cas.tasks.requests import Conflict, RestoreRequest, RestoreResult
 from cas.tasks.restore import restore
-from tests.restoring import Lab, Made, below, leftovers, made_directory, made_link, picture, store_nodes
+from tests.restoring import Lab, Made, below, leftovers, made_directory, made_link, picture, store_nodes, use_processes
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+@pytest.fixture(params=["threads", "processes"])
+def lab(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    use_processes(monkeypatch, use=request.param == "processes")
     return Lab(tmp_path / "cache")
 
 
@@ -322,7 +323,7 @@ def test_depth_is_not_bounded_by_open_files(lab: Lab, target: Path) -> None:
 
 @pytest.mark.parametrize("size", [20_000, 12 << 20])
 def test_ctrl_c(lab: Lab, tmp_path: Path, target: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _source(tmp_path, 400 if size < 1 << 20 else 3, size)
+    source = _source(tmp_path, 1500 if size < 1 << 20 else 3, size)
     source.chmod(0o750)
     point = lab.protect(source)
     get = lab.vault.get
