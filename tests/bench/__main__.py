@@ -6,15 +6,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.bench import peers, startup
+from tests.bench import mounts, peers, startup
 
 
 def main() -> None:
-    """Start-up times first, then the peers, on a copy of /usr/share unless a source is named."""
+    """Start-up times first, then the peers and the drives, on a copy of /usr/share unless a source is named."""
     startup.main()
     arguments = sys.argv[1:]
     if any(not argument.startswith("-") for argument in arguments):
         peers.main()
+        mounts.main()
         return
     copy = Path("/dev/shm/backdrive-bench-source")
     shutil.rmtree(copy, ignore_errors=True)
@@ -22,6 +23,7 @@ def main() -> None:
     sys.argv.insert(1, str(copy))
     try:
         peers.main()
+        mounts.main()
     finally:
         shutil.rmtree(copy)
 

@@ -3,7 +3,8 @@
     python -m tests.bench.peers SOURCE [--work DIR] [--runs N] [--big MIB]
 
 SOURCE is a real tree (a copy of /usr/share on a tmpfs, say); a file of random bytes is made beside it. Vaults live in
---work (default /dev/shm). Peers that are not installed are left out. It passes or fails nothing.
+--work (default /dev/shm). Peers that are not installed are left out. It passes or fails nothing. Drives are measured by
+`tests.bench.mounts`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,25 @@ def timed(command: list[str], environment: dict[str, str], directory: Path | Non
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed ({process.returncode}): {errors.decode(errors='replace')[-500:]}")
     return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def sampled_peak(command: list[str], environment: dict[str, str], directory: Path | None) -> float:
+    """Peak MiB of a process and its children together, shared pages counted once. A run that is not timed."""
+    process = subprocess.Popen(
+        command, env=environment, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    peak = 0
+    while process.poll() is None:
+        total = 0
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        with suppress(OSError):
+            for pid in (str(process.pid), *children.read_text().split()):
+                with suppress(OSError, StopIteration):
+                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                    total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+        peak = max(peak, total)
+        time.sleep(0.02)
+    return peak / 1024
 
 
 def directory_size(path: Path) -> int:
@@ -210,53 +230,13 @@ def measure_engine(peers: list[Peer], source: Path, work: Path, runs: int) -> di
             note("restore", peer, *timed(command, peer.environment, directory))
             shutil.rmtree(target)
     for peer in peers:
+        target = work / "restored"
+        target.mkdir()
+        command, directory = peer.restore(source, target)
+        rows["restore"][peer.name].peak = sampled_peak(command, peer.environment, directory)
+        shutil.rmtree(target)
         note("check, all data read", peer, *timed(peer.check(), peer.environment))
         rows.setdefault("size in the vault, MiB", {})[peer.name] = Figures([directory_size(peer.vault) / 1048576])
-    return rows
-
-
-def drop_page_cache() -> None:
-    """So that a drive is read and not the kernel's memory of it; only root may."""
-    with suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-def find_below(mounted: Path, name: str) -> Path:
-    """The newest copy of the source in a mount of everything, whatever the program's layout."""
-    for folder, directories, files in os.walk(mounted):
-        if name in directories or name in files:
-            return Path(folder) / name
-    raise SystemExit(f"{name} is not in the mount at {mounted}")
-
-
-def measure_mounts(peers: list[Peer], tree: Path, big: Path, work: Path, runs: int) -> dict[str, dict[str, Figures]]:
-    """Listing, small files and one large file through the drives. The peers hold points of both sources."""
-    rows: dict[str, dict[str, Figures]] = {}
-    small = work / "small.list"
-    for peer in peers:
-        for _ in range(runs):
-            for what in ("find -ls", "4,000 small files", "sequential"):
-                target = work / "mounted"
-                target.mkdir(exist_ok=True)
-                drop_page_cache()
-                stop = peer.mount(target)
-                if stop is None:
-                    break
-                try:
-                    root = find_below(target, tree.name if what != "sequential" else big.name)
-                    if what == "find -ls":
-                        command = ["find", str(root), "-ls"]
-                    elif what == "sequential":
-                        command = ["dd", f"if={root}", "of=/dev/null", "bs=1M"]
-                    else:
-                        names = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
-                        chosen = [path for path in names if path.stat().st_size < 131072][:4000]
-                        small.write_bytes(b"\0".join(bytes(root / path.relative_to(tree)) for path in chosen))
-                        command = ["sh", "-c", f"xargs -0 cat < '{small}' > /dev/null"]
-                    seconds, _ = timed(command, peer.environment)
-                finally:
-                    stop()
-                rows.setdefault(f"mount: {what}", {}).setdefault(peer.name, Figures()).seconds.append(seconds)
     return rows
 
 
@@ -274,21 +254,18 @@ def show(title: str, rows: dict[str, dict[str, Figures]], peers: list[Peer]) -> 
         print(f"| {row} | {' | '.join(cells)} | {ratio} | {peaks if any(f.peak for f in by_peer.values()) else ''} |")
 
 
-def main() -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(description: str, runs: int) -> argparse.Namespace:
+    """What both benchmarks ask for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/backdrive-bench"))
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--big", type=int, default=2048, help="MiB of the random file")
-    arguments = parser.parse_args()
-    work: Path = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    peers: list[Peer] = [
-        kind(work / kind.name)
-        for kind in (Backdrive, Restic, Borg)
-        if kind is Backdrive or shutil.which(kind.name) is not None
-    ]
+    return parser.parse_args()
+
+
+def say_what_runs() -> None:
+    """Versions and machine."""
     for program in ("restic", "borg"):
         if shutil.which(program):
             version = subprocess.run(
@@ -296,16 +273,31 @@ def main() -> None:
             )
             print(version.stdout.strip())
     print(f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+
+
+def random_file(path: Path, mebibytes: int) -> Path:
+    """A file that nothing compresses."""
+    with path.open("wb") as file:
+        for _ in range(mebibytes):
+            file.write(os.urandom(1 << 20))
+    return path
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    arguments = arguments_of(__doc__ or "", 3)
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    peers: list[Peer] = [
+        kind(work / kind.name)
+        for kind in (Backdrive, Restic, Borg)
+        if kind is Backdrive or shutil.which(kind.name) is not None
+    ]
+    say_what_runs()
     source = arguments.source.resolve()
     show(f"{source.name}, vaults in {work}", measure_engine(peers, source, work, arguments.runs), peers)
-    big = work / "big.bin"
-    with big.open("wb") as file:
-        for _ in range(arguments.big):
-            file.write(os.urandom(1 << 20))
+    big = random_file(work / "big.bin", arguments.big)
     show(f"one random file of {arguments.big} MiB", measure_engine(peers, big, work, arguments.runs), peers)
-    for peer in peers:
-        timed(peer.backup(source), peer.environment)
-    show("mounts", measure_mounts(peers, source, big, work, arguments.runs), peers)
     shutil.rmtree(work)
 
 
