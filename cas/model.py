@@ -30,7 +30,7 @@ class NodeKind(IntEnum):
     BLOCK_DEVICE = 6
 
 
-_TYPE_BITS: Final = {
+_TYPE_BITS: Final[dict[int, int]] = {
     NodeKind.FILE: _stat.S_IFREG,
     NodeKind.DIRECTORY: _stat.S_IFDIR,
     NodeKind.SYMLINK: _stat.S_IFLNK,
@@ -39,7 +39,7 @@ _TYPE_BITS: Final = {
     NodeKind.CHARACTER_DEVICE: _stat.S_IFCHR,
     NodeKind.BLOCK_DEVICE: _stat.S_IFBLK,
 }
-KIND_OF_TYPE_BITS: Final = {bits: kind for kind, bits in _TYPE_BITS.items()}
+KIND_OF_TYPE_BITS: Final[dict[int, int]] = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
 class Owner(Struct, array_like=True, frozen=True, gc=False):
@@ -127,7 +127,7 @@ class Node(Struct, array_like=True, frozen=True, gc=False):
     @property
     def st_mode(self) -> int:
         """Mode with the type bits of stat(2)."""
-        return _TYPE_BITS[NodeKind(self.kind)] | self.mode
+        return _TYPE_BITS[self.kind] | self.mode
 
     @property
     def link_group(self) -> LinkGroup | None:

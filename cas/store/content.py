@@ -10,7 +10,9 @@ rewrites one list and the lists above it. References cover a file's data only; t
 from __future__ import annotations
 
 import struct
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -23,6 +25,7 @@ LIST_LEAST: Final = 8
 LIST_MOST: Final = 128
 _LIST_MASK: Final = 31  # 1 in 32 ids ends a list: a small change in place costs a short list
 _MOST_DEPTH: Final = 16
+_CACHED_ENTRIES: Final = 1 << 15  # of decoded content lists; about 200 bytes each
 
 Store = Callable[[bytes], ChunkId]
 Load = Callable[[ChunkId], "bytes | memoryview"]
@@ -98,13 +101,53 @@ class _List:
         self.total = position
 
 
+class ListCache:
+    """Decoded content lists of any number of files, bounded. Thread safe."""
+
+    def __init__(self, most: int = _CACHED_ENTRIES) -> None:
+        """`most` bounds the entries of all lists."""
+        self._most = most
+        self._lock = threading.Lock()
+        self._lists: OrderedDict[ChunkId, _List] = OrderedDict()
+        self._entries = 0
+
+    @property
+    def entries(self) -> int:
+        """Of all lists that are kept, and one more for each."""
+        return self._entries
+
+    def get(self, chunk: ChunkId) -> _List | None:
+        """The list that the chunk is, where it is kept."""
+        with self._lock:
+            known = self._lists.get(chunk)
+            if known is not None:
+                self._lists.move_to_end(chunk)
+            return known
+
+    def add(self, chunk: ChunkId, decoded: _List) -> None:
+        """Keep a list; those used longest ago go."""
+        with self._lock:
+            if chunk in self._lists:
+                return
+            self._lists[chunk] = decoded
+            self._entries += len(decoded.chunks) + 1
+            while self._entries > self._most and len(self._lists) > 1:
+                self._entries -= len(self._lists.popitem(last=False)[1].chunks) + 1
+
+
 class FileContent:
     """Random and sequential access to one file's chunks. Thread safe: what it remembers is only a cache."""
 
     def __init__(
-        self, load: Load, size: int, content: bytes, depth: int, extents: list[tuple[int, int]] | None = None
+        self,
+        load: Load,
+        size: int,
+        content: bytes,
+        depth: int,
+        extents: list[tuple[int, int]] | None = None,
+        lists: ListCache | None = None,
     ) -> None:
-        """`load` gives content lists. `size`, `content`, `depth`, `extents` as in a node. Raises TreeDamaged."""
+        """`load` gives content lists, `lists` keeps those of many files; the rest as in a node. Raises TreeDamaged."""
         self._load = load
         self.size = size
         self._depth = depth
@@ -125,15 +168,14 @@ class FileContent:
         self._root = _List(content, content[:CHUNK_ID_BYTES])
         if self._root.total != self._data_size:
             raise TreeDamaged(content[:CHUNK_ID_BYTES], "its content does not add up to its size")
-        self._recent: dict[ChunkId, _List] = {}
+        self._lists = lists or (ListCache() if depth else None)
 
     def _list(self, chunk: ChunkId) -> _List:
-        known = self._recent.get(chunk)
+        assert self._lists is not None
+        known = self._lists.get(chunk)
         if known is None:
             known = _List(self._load(chunk), chunk)
-            if len(self._recent) >= 256:
-                self._recent.clear()
-            self._recent[chunk] = known
+            self._lists.add(chunk, known)
         return known
 
     def _data(self, entries: _List, depth: int, base: int, start: int, end: int) -> Iterator[Piece]:

@@ -81,10 +81,9 @@ class PackOpener:
 
     def open_block(self, number: int, codec: int, plain: int, sealed: Bytes, offset: int) -> bytes:
         """The plain block. `offset` is for the error. Raises PackDamaged."""
-        try:
-            payload = self._cipher.decrypt(_NONCE.pack(number), sealed, _block_aad(self._kind, codec, plain, number))
-        except InvalidTag:
-            raise PackDamaged(self._pack.hex(), offset, "the block does not authenticate") from None
+        return self._plain(self._decrypt(number, codec, plain, sealed, offset), codec, plain, offset)
+
+    def _plain(self, payload: bytes, codec: int, plain: int, offset: int) -> bytes:
         if codec == Codec.RAW:
             block = payload
         else:
@@ -95,6 +94,32 @@ class PackOpener:
         if len(block) != plain:
             raise PackDamaged(self._pack.hex(), offset, "the block has another length than recorded")
         return block
+
+    def open_block_into(self, number: int, codec: int, plain: int, sealed: Bytes, offset: int, out: memoryview) -> None:
+        """Write the plain block into `out`, which has its length. As `open_block`."""
+        if codec == Codec.RAW and len(sealed) == plain + TAG_BYTES:
+            nonce, aad = _NONCE.pack(number), _block_aad(self._kind, codec, plain, number)
+            try:
+                self._cipher.decrypt_into(nonce, sealed, aad, out)
+            except InvalidTag:
+                raise PackDamaged(self._pack.hex(), offset, "the block does not authenticate") from None
+            return
+        payload = self._decrypt(number, codec, plain, sealed, offset)
+        try:
+            # A frame that tells its size and fits is decompressed in one go, straight into the buffer.
+            if codec != Codec.RAW and zstandard.frame_content_size(payload) == plain:
+                with zstandard.ZstdDecompressor().stream_reader(payload) as frame:
+                    if frame.readinto(out) == plain:
+                        return
+        except zstandard.ZstdError as error:
+            raise PackDamaged(self._pack.hex(), offset, f"the block does not decompress ({error})") from None
+        out[:] = self._plain(payload, codec, plain, offset)
+
+    def _decrypt(self, number: int, codec: int, plain: int, sealed: Bytes, offset: int) -> bytes:
+        try:
+            return self._cipher.decrypt(_NONCE.pack(number), sealed, _block_aad(self._kind, codec, plain, number))
+        except InvalidTag:
+            raise PackDamaged(self._pack.hex(), offset, "the block does not authenticate") from None
 
     def open_toc(self, sealed: Bytes, offset: int) -> bytes:
         """The padded table of contents. Raises PackDamaged."""

@@ -67,7 +67,7 @@ def make_node(
     name: bytes,
     st: os.stat_result,
     owner: int,
-    kind: NodeKind,
+    kind: int,
     content: bytes,
     depth: int = 0,
     size: int = 0,
@@ -94,7 +94,7 @@ class EntryReader:
         self._links: dict[tuple[int, int], tuple[_Content, int]] = {}  # (device, inode) -> content, names to come
 
     def read(
-        self, parent: int, path: bytes, name: bytes, st: os.stat_result, owner: int, kind: NodeKind
+        self, parent: int, path: bytes, name: bytes, st: os.stat_result, owner: int, kind: int
     ) -> Node | None:
         """The node of an entry of the open directory `parent`, whose path is `path`; None, and a warning, where it
         cannot be read."""
@@ -121,7 +121,7 @@ class EntryReader:
         return make_node(name, read.st, owner, NodeKind.FILE, read.content, read.depth, read.size, read.extra)
 
     @staticmethod
-    def _special(parent: int, name: bytes, st: os.stat_result, owner: int, kind: NodeKind) -> Node:
+    def _special(parent: int, name: bytes, st: os.stat_result, owner: int, kind: int) -> Node:
         content = os.readlink(name, dir_fd=parent) if kind == NodeKind.SYMLINK else b""
         xattrs = posix.read_xattrs(posix.path_below(parent, name))
         return make_node(name, st, owner, kind, content, size=len(content), extra=posix.extra_of(st, xattrs, None))

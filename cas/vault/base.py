@@ -17,7 +17,7 @@ Promises that every implementation keeps, and that `tests/contracts` proves:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from typing_extensions import Buffer
 
@@ -65,3 +65,11 @@ class Vault(Protocol):
 
     def close(self) -> None:
         """Give back connections and descriptors. The vault is not used afterwards."""
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A vault that keeps copies of what it has read."""
+
+    def forget(self, name: str) -> None:
+        """Throw away the copies of an object: it was not what was written. No error where there are none."""

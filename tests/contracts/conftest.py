@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cas.vault.base import Vault
+from cas.vault.caching import CachingVault
 from cas.vault.locate import create_vault, open_vault
 from cas.vault.memory import MemoryVault
 from tests.faults import CountingVault, FaultyVault, KillingVault
@@ -52,11 +53,18 @@ def wrapped(directory: Path, patch: pytest.MonkeyPatch) -> Client:
     return lambda: vault
 
 
+def caching(directory: Path, patch: pytest.MonkeyPatch) -> Client:
+    """Over a directory; the clients share the cache."""
+    inner = local(directory, patch)
+    return lambda: CachingVault(inner(), directory / "cache", 1 << 20)
+
+
 FACTORIES: dict[str, Factory] = {
     "memory": memory,
     "local": local,
     "local-without-links": local_without_links,
     "wrapped": wrapped,
+    "caching": caching,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from cas.errors import TreeDamaged
 from cas.ids import ChunkId
 from cas.store import content as content_module
-from cas.store.content import ENTRY, ContentBuilder, FileContent
+from cas.store.content import ENTRY, ContentBuilder, FileContent, ListCache
 
 
 class File:
@@ -144,3 +144,23 @@ def test_lists_that_contradict_what_names_them(listed: bytes) -> None:
     opened = FileContent(lambda _: listed, 10, ENTRY.pack(bytes(32), 10), 1)
     with pytest.raises(TreeDamaged):
         list(opened.pieces())
+
+
+def test_decoded_lists_are_kept_for_many_files_and_bounded() -> None:
+    files = [File(2000, seed) for seed in range(3)]
+    loaded: list[ChunkId] = []
+    cache = ListCache(1000)
+
+    def opened(file: File) -> FileContent:
+        def load(chunk: ChunkId) -> bytes:
+            loaded.append(chunk)
+            return file.chunks[chunk]
+
+        return FileContent(load, len(file.data), file.content, file.depth, lists=cache)
+
+    for _ in range(2):  # what was read last is at hand for another who opens the same file
+        assert len(list(opened(files[0]).pieces(0, 500))) > 1
+    assert len(loaded) == len(set(loaded)) > 0
+    for file in files:
+        assert sum(piece.length for piece in opened(file).pieces()) == len(file.data)
+    assert cache.entries <= 1000

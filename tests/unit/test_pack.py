@@ -57,7 +57,11 @@ def blocks_of(data: bytes, record: PackRecord) -> list[bytes]:
     found = []
     for number, block in enumerate(record.blocks):
         sealed = memoryview(data)[offset : offset + block.sealed]
-        found.append(opener.open_block(number, block.codec, block.plain, sealed, offset))
+        plain = opener.open_block(number, block.codec, block.plain, sealed, offset)
+        out = bytearray(block.plain)
+        opener.open_block_into(number, block.codec, block.plain, sealed, offset, memoryview(out))
+        assert out == plain
+        found.append(plain)
         offset += block.sealed
     return found
 
@@ -100,17 +104,51 @@ def test_blocks_do_not_open_elsewhere() -> None:
     sealed = data[PACK_HEADER_BYTES : PACK_HEADER_BYTES + first.sealed]
     assert opener.open_block(0, first.codec, first.plain, sealed, 0)
     wrong_kind = PackOpener(KEYS, PackKind.TREE, PackId(record.id), record.salt)
-    for attempt in (
-        lambda: opener.open_block(2, first.codec, first.plain, sealed, 0),
-        lambda: opener.open_block(0, Codec.ZSTD, first.plain, sealed, 0),
-        lambda: opener.open_block(0, first.codec, first.plain + 1, sealed, 0),
-        lambda: opener.open_block(0, first.codec, first.plain, sealed[:8], 0),
-        lambda: opener.open_block(0, first.codec, first.plain, b"", 0),
-        lambda: wrong_kind.open_block(0, first.codec, first.plain, sealed, 0),
-        lambda: parse(data, PackId(record.id), RepositoryKeys(bytes(32))),
+    other = Codec.RAW if first.codec == Codec.ZSTD else Codec.ZSTD
+    for wrong, number, codec, plain, part in (
+        (opener, 2, first.codec, first.plain, sealed),
+        (opener, 0, other, first.plain, sealed),
+        (opener, 0, first.codec, first.plain + 1, sealed),
+        (opener, 0, first.codec, first.plain, sealed[:8]),
+        (opener, 0, first.codec, first.plain, b""),
+        (opener, 0, Codec.RAW, 8, sealed[:24]),
+        (wrong_kind, 0, first.codec, first.plain, sealed),
     ):
         with pytest.raises(PackDamaged):
-            attempt()
+            wrong.open_block(number, codec, plain, part, 0)
+        with pytest.raises(PackDamaged):
+            wrong.open_block_into(number, codec, plain, part, 0, memoryview(bytearray(plain)))
+    with pytest.raises(PackDamaged):
+        parse(data, PackId(record.id), RepositoryKeys(bytes(32)))
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("recorded", [99, 100, 101])
+def test_a_block_of_another_length_than_recorded(codec: Codec, recorded: int) -> None:
+    """A fault of the writer: it authenticates."""
+    sealer = PackSealer(KEYS, PackKind.DATA)
+    payload = b"x" * 100 if codec == Codec.RAW else zstandard.ZstdCompressor().compress(b"x" * 100)
+    sealed = bytearray(len(payload) + 16)
+    sealer.seal_block(sealer.next_number(), codec, recorded, payload, memoryview(sealed))
+    opener = PackOpener(KEYS, PackKind.DATA, PackId(bytes(32)), sealer.salt)
+    out = bytearray(recorded)
+    if recorded == 100:
+        opener.open_block_into(0, codec, recorded, sealed, 0, memoryview(out))
+        assert out == b"x" * 100
+        return
+    with pytest.raises(PackDamaged, match="another length"):
+        opener.open_block_into(0, codec, recorded, sealed, 0, memoryview(out))
+
+
+def test_a_frame_that_does_not_tell_its_size_is_read_too() -> None:
+    sealer = PackSealer(KEYS, PackKind.DATA)
+    payload = zstandard.ZstdCompressor(write_content_size=False).compress(b"y" * 5000)
+    sealed = bytearray(len(payload) + 16)
+    sealer.seal_block(sealer.next_number(), Codec.ZSTD, 5000, payload, memoryview(sealed))
+    out = bytearray(5000)
+    opener = PackOpener(KEYS, PackKind.DATA, PackId(bytes(32)), sealer.salt)
+    opener.open_block_into(0, Codec.ZSTD, 5000, sealed, 0, memoryview(out))
+    assert out == b"y" * 5000
 
 
 def test_a_full_builder_says_so() -> None:
