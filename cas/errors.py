@@ -188,6 +188,16 @@ class PointNotFound(BackdriveError):
     advice = "Run 'backdrive points' to see them."
 
 
+class BackupOverdue(BackdriveError):
+    """A backup was taken for dead before it could commit its point."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This backup was silent for so long that a collect took it for dead: its recovery point cannot be kept.",
+            "Run it again: what was stored is used.",
+        )
+
+
 class PathNotFound(BackdriveError):
     """The path is not in the recovery point."""
 

@@ -9,9 +9,11 @@ from typing import Final
 
 from cas.errors import (
     BackdriveError,
+    BackupOverdue,
     Damaged,
     FormatTooNew,
     ObjectDamaged,
+    ObjectExists,
     ObjectMissing,
     VaultReadOnly,
     WrongPassphrase,
@@ -23,6 +25,7 @@ from cas.store.formats import PACK_FOOTER, PACK_HEADER_BYTES, ObjectKind, PackKi
 from cas.store.index import Index
 from cas.store.keys import RepositoryKeys
 from cas.store.layout import VAULT_HEADER, Layout, new_id
+from cas.store.lifecycle import VOID_FEATURES, Condemned, Void
 from cas.store.pack import open_record, read_header, toc_length
 from cas.store.parameters import Parameters
 from cas.store.reader import Reader
@@ -34,6 +37,8 @@ from cas.vault.base import Vault
 _REPOSITORY_FORMAT: Final = "backdrive repository"
 VAULT_FORMAT: Final = "backdrive vault"
 _SESSION_NOTE: Final = "session "
+_REFRESHES: Final = 5  # attempts while others merge segments
+_VOID_NOTE: Final = " void"  # ends the name under which a void is kept in the cache
 _LOCAL_SEGMENT: Final = "local "  # starts the name of what this machine alone knows, of a vault it cannot write
 
 
@@ -73,6 +78,7 @@ class Repository:
         self.slots: Final = KeySlots(vault, self.layout, self.keys)
         self.damage: Final = self._open_header()
         self._cache = cache / repository
+        self.condemned: dict[str, Condemned] = {}  # by object name, as of the last refresh
         self.index: Final = Index(self._cache / "index")
 
     def _open_header(self) -> ObjectDamaged | ObjectMissing | None:
@@ -144,13 +150,20 @@ class Repository:
 
     # --- readers and writers ---
 
-    def reader(self, cache_bytes: int = 64 << 20) -> Reader:
-        """A reader over what the index knows now; call `refresh` first."""
-        return Reader(self.vault, self.layout, self.keys, self.index, cache_bytes)
+    def reader(self, cache_bytes: int = 64 << 20, *, follow: bool = True) -> Reader:
+        """A reader over what the index knows now; call `refresh` first. With `follow`, it looks again for what a
+        collect has moved meanwhile."""
+        on_missing = self.follow if follow else None
+        return Reader(self.vault, self.layout, self.keys, self.index, cache_bytes, on_missing)
 
-    def writer(self) -> Writer:
-        """A writer; one at a time for each thread that needs one."""
-        return Writer(self.vault, self.layout, self.keys, self.parameters, self.index)
+    def writer(self, session: str = "", absent: frozenset[bytes] = frozenset()) -> Writer:
+        """A writer; one at a time for each thread that needs one.
+
+        Its segments are named after `session`. What is only in packs that are condemned as of the last refresh, or in
+        those of `absent`, is written again.
+        """
+        absent |= self.condemned_packs()
+        return Writer(self.vault, self.layout, self.keys, self.parameters, self.index, session=session, absent=absent)
 
     # --- sealed objects ---
 
@@ -171,6 +184,8 @@ class Repository:
                 except ObjectDamaged:
                     pass  # the cache is damaged, not the vault: fetch it again
         sealed = self.vault.get(name)
+        if kind == ObjectKind.POINT and formats.is_void_size(len(sealed)):
+            raise ObjectMissing(self.vault.url, name)  # purged since it was listed
         payload = open_object(self.keys, kind, name, sealed)
         if cached:
             self.index.remember({name: sealed})
@@ -179,26 +194,75 @@ class Repository:
     # --- index segments ---
 
     def refresh(self) -> Problems:
-        """Bring the machine's index up to date with the vault's segments. A damaged segment is reported, not fatal."""
+        """Bring the machine's index up to date with the vault's segments. A damaged segment is reported, not fatal.
+
+        Condemned packs are listed first: what a collect has moved out of them is in segments that came before.
+        """
         problems = Problems()
-        present = {entry.name for entry in self.vault.list(self.layout.index)}
-        loaded = {name for name in self.index.segments() if not name.startswith(_LOCAL_SEGMENT)}
-        if loaded - present:
-            # Segments were merged or removed, and with them perhaps packs: start again from what the vault has now.
-            self._clear_index()
-            loaded = set()
-        # An index made anew leaves out packs that are gone: a chunk of theirs may be in a later pack as well, and where
-        # it is in none, the next backup must know that it has to be read again.
-        packs = self._pack_ids() if present and not loaded else None
-        for name in sorted(present - loaded):
-            try:
-                records = self.segment(name)
+        for _ in range(_REFRESHES):
+            problems.errors.clear()
+            self._read_condemned(problems)
+            present = {entry.name for entry in self.vault.list(self.layout.index)}
+            loaded = {name for name in self.index.segments() if not name.startswith(_LOCAL_SEGMENT)}
+            # Where segments were merged or removed, and with them perhaps packs, all are read again. An index that
+            # starts or starts again leaves out packs that are gone: a chunk of theirs may be in a later pack as well,
+            # and where it is in none, the next backup must know that it has to be read again.
+            again = bool(loaded - present)
+            packs = self._pack_ids() if present and (again or not loaded) else set() if again else None
+            named: set[bytes] = set()
+            for name in sorted(present if again else present - loaded):
+                try:
+                    records = self.segment(name)
+                except (Damaged, FormatTooNew, ObjectMissing) as error:
+                    problems.errors.append(error)
+                    continue
                 if packs is not None:
                     records = [record for record in records if record.id in packs]
-                self.index.load(name, records)
-            except (Damaged, FormatTooNew, ObjectMissing) as error:
-                problems.errors.append(error)
+                    named.update(record.id for record in records)
+                if name not in loaded:
+                    self.index.load(name, records)
+            condemned = set(self.condemned_packs())
+            if again:
+                self.index.settle(condemned, named, present)
+            elif condemned != self.index.condemned():
+                self.index.settle(condemned, None, None)
+            if not any(isinstance(error, ObjectMissing) for error in problems.errors):
+                break  # else a segment was merged into another one after it was listed
         return problems
+
+    def _read_condemned(self, problems: Problems) -> None:
+        found: dict[str, Condemned] = {}
+        for entry in sorted(self.vault.list(self.layout.condemned)):
+            known = self.condemned.get(entry.name)
+            try:
+                found[entry.name] = known or self._read_one_condemned(entry.name)
+            except ObjectMissing:
+                continue  # its packs are gone, and no segment named them before it went
+            except (Damaged, FormatTooNew) as error:
+                problems.errors.append(error)
+        self.condemned = found
+
+    def _read_one_condemned(self, name: str) -> Condemned:
+        found = formats.decode(self.get_object(ObjectKind.CONDEMNED, name), Condemned, name)
+        try:
+            found.ids()
+        except ValueError as error:
+            raise ObjectDamaged(name, f"it names packs that cannot be ({error})") from None
+        return found
+
+    def condemned_packs(self) -> frozenset[bytes]:
+        """The ids of all packs that are condemned, as of the last refresh."""
+        return frozenset(pack for known in self.condemned.values() for _, pack in known.ids())
+
+    def follow(self) -> set[bytes]:
+        """Bring the index up to date where something was not where it should be: packs may have been collected. What is
+        in no other pack than one that is gone stays known as being there. Returns the ids of the packs that are gone.
+        """
+        self.refresh()
+        lost = {bytes(info.id) for _, info in self.index.packs()} - self._pack_ids()
+        if not lost <= self.condemned_packs():
+            self.index.settle(lost | self.condemned_packs(), None, None)
+        return lost
 
     def _clear_index(self) -> None:
         left = self.index.notes(_SESSION_NOTE)
@@ -208,14 +272,7 @@ class Repository:
 
     def _pack_ids(self) -> set[bytes]:
         """The ids of all packs in the vault."""
-        found: set[bytes] = set()
-        for kind in PackKind:
-            for entry in self.vault.list(self.layout.packs(kind)):
-                try:
-                    found.add(pack_of_name(entry.name))
-                except ObjectDamaged:
-                    pass  # something foreign, which the index never names
-        return found
+        return {pack for _, pack, _ in list_packs(self)}
 
     def segment(self, name: str) -> list[PackRecord]:
         """The packs that an index segment names. Raises ObjectDamaged, ObjectMissing, FormatTooNew, PackDamaged."""
@@ -240,18 +297,20 @@ class Repository:
     def forget_lost_packs(self) -> int:
         """Take packs that are gone from the vault out of the index, so that a backup reads again what was in them.
 
-        Returns how many there were.
+        Returns how many there were, without those that were condemned: what was needed of them is elsewhere.
         """
-        present = self._pack_ids()
-        lost = sum(info.id not in present for _, info in self.index.packs())
+        known: set[bytes] = {info.id for _, info in self.index.packs()}
+        lost = known - self._pack_ids()
         if lost:
-            self._clear_index()
-            self.refresh()
-        return lost
+            self.index.settle(set(self.condemned_packs()), known - lost, None)
+        return len(lost - self.condemned_packs())
 
-    def adopt_packs(self, problems: Problems) -> int:
-        """Name packs that are in the vault but in no segment: what a killed run left, or what lost its segment."""
-        known = {info.id for _, info in self.index.packs()}
+    def adopt_packs(self, problems: Problems, session: str = "") -> int:
+        """Name packs that are in the vault but in no segment: what a killed run left, or what lost its segment.
+
+        Packs that were condemned at the last refresh are on their way out and stay unnamed.
+        """
+        known = {info.id for _, info in self.index.packs()} | self.condemned_packs()
         records: list[PackRecord] = []
         for kind in PackKind:
             for entry in self.vault.list(self.layout.packs(kind)):
@@ -262,7 +321,7 @@ class Repository:
                 except (Damaged, FormatTooNew, ObjectMissing) as error:
                     problems.errors.append(error)
         if records:
-            name = self.layout.index + new_id()
+            name = self.layout.segment(session)
             try:
                 self.put_object(ObjectKind.INDEX, name, formats.encode(records))
             except VaultReadOnly:
@@ -294,43 +353,105 @@ class Repository:
 
     def point_names(self) -> list[str]:
         """The object names of all points."""
-        return sorted(entry.name for entry in self.vault.list(self.layout.points))
+        return self.point_entries()[0]
+
+    def point_entries(self) -> tuple[list[str], list[str]]:
+        """The object names of all points, and the names that are closed to points that must not come any more."""
+        names: list[str] = []
+        voids: list[str] = []
+        for entry in sorted(self.vault.list(self.layout.points)):
+            (voids if formats.is_void_size(entry.size) else names).append(entry.name)
+        return names, voids
+
+    def has_point(self, point: PointId) -> bool:
+        """Whether the vault has the point, and not as a deleted one. Raises the vault's errors."""
+        try:
+            return not formats.is_void_size(self.vault.size(self.layout.points + point))
+        except ObjectMissing:
+            return False
+
+    def close_point(self, point: PointId, now: int) -> bool:
+        """See that `point` can never be committed or taken back: its name is taken, by what is no point.
+
+        False where the point itself has it. `now` is ns. Raises the vault's errors.
+        """
+        name = self.layout.points + point
+        payload = formats.encode(Void(VOID_FEATURES, now))
+        sealed = seal_object(self.keys, ObjectKind.POINT, name, payload)
+        try:
+            self.vault.put(name, [*sealed, formats.VOID_ENDING])
+        except ObjectExists:
+            return not self.has_point(point)
+        return True
+
+    def read_void(self, name: str) -> int:
+        """When a name was closed, in ns. Raises ObjectDamaged, ObjectMissing."""
+        sealed = self.index.recall(name + _VOID_NOTE)
+        if sealed is None:
+            sealed = self.vault.get(name)
+            self.index.remember({name + _VOID_NOTE: sealed})  # under the name alone there may be the point of before
+        end = len(sealed) - len(formats.VOID_ENDING)
+        return formats.decode(open_object(self.keys, ObjectKind.POINT, name, sealed[:end]), Void, name).voided
 
     def read_point(self, name: str, *, cached: bool = True) -> Point:
         """One point by its object name; unless `cached`, from the vault itself. Raises ObjectDamaged, ObjectMissing,
         FormatTooNew."""
         payload = self.get_object(ObjectKind.POINT, name, cached=cached)
+        return self.parse_point(payload, name)
+
+    def parse_point(self, payload: bytes, name: str) -> Point:
+        """The point of a payload that was found under `name`. Raises ObjectDamaged, FormatTooNew."""
         # The features are read on their own first: a point from the future may not parse as one of ours.
         formats.check_features(formats.decode(payload, dict[str, object], name).get("features", []), name)
         point = formats.decode(payload, Point, name)
-        if name != self.layout.points + point.id:
+        if name.rpartition("/")[2] != point.id:
             raise ObjectDamaged(name, "it is a point of another name")
         return point
 
     def commit(self, point: Point) -> None:
-        """Store a point: the last step of a backup, when everything it refers to is durable."""
+        """Store a point: the last step of a backup, when everything it refers to is durable.
+
+        Raises BackupOverdue where a collect has taken the run for dead, and the vault's errors.
+        """
         name = self.layout.points + point.id
         sealed = b"".join(seal_object(self.keys, ObjectKind.POINT, name, formats.encode(point)))
-        self.vault.put(name, [sealed])
+        try:
+            self.vault.put(name, [sealed])
+        except ObjectExists:
+            raise BackupOverdue from None
         self.index.remember({name: sealed})
         self.index.forget_note(_SESSION_NOTE + point.id)
 
     # --- sessions ---
 
-    def begin_session(self, point: PointId, payload: dict[str, object]) -> Iterator[BackdriveError]:
-        """Announce a backup that will write `point`, and take in what a killed run of this machine left behind.
-
-        Yields what could not be read on the way.
-        """
-        left = self.index.notes(_SESSION_NOTE)
-        self.put_object(ObjectKind.SESSION, self.layout.sessions + point, formats.encode(payload))
+    def note_session(self, point: PointId) -> None:
+        """Remember on this machine that a backup is about to write `point`, until it is committed."""
         self.index.note(_SESSION_NOTE + point)
+
+    def adopt_left(self, point: PointId) -> Problems:
+        """Take in what killed runs of this machine left behind, as the backup that will write `point`.
+
+        Returns what could not be read on the way.
+        """
+        problems = Problems()
+        left = [note for note in self.index.notes(_SESSION_NOTE) if note != _SESSION_NOTE + point]
         if left:
-            problems = Problems()
-            self.adopt_packs(problems)
+            self.adopt_packs(problems, point)
             for note in left:
                 self.index.forget_note(note)
-            yield from problems.errors
+        return problems
+
+
+def list_packs(repository: Repository) -> Iterator[tuple[PackKind, PackId, int]]:
+    """Every pack in the vault: kind, id, bytes. What is none is left out. Raises the vault's errors."""
+    for kind in PackKind:
+        for entry in repository.vault.list(repository.layout.packs(kind)):
+            try:
+                pack = pack_of_name(entry.name)
+            except ObjectDamaged:
+                continue  # something foreign, which the index never names
+            if entry.name == repository.layout.pack(kind, pack):
+                yield kind, pack, entry.size
 
 
 def pack_of_name(name: str) -> PackId:

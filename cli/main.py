@@ -59,7 +59,8 @@ EXIT_CODES: Final = (
     ExitCode(2, "the command line or what it asks for is wrong", (InvalidRequest, click.UsageError)),
     ExitCode(
         WARNED,
-        "completed with warnings: some files could not be read or written; they are listed, and kept in the job record",
+        "completed with warnings: some files could not be read or written, or their data in the vault is damaged; "
+        "they are listed, and kept in the job record",
     ),
     ExitCode(4, "damage was found in the vault", (Damaged,)),
     ExitCode(5, "wrong passphrase, or this machine's key cannot be used", (WrongPassphrase, MachineKeyUnusable)),
@@ -118,7 +119,7 @@ _COMMANDS: Final = {
     "vault": ("vault", "vault", "Create vaults."),
     "register": ("register", "register", "Register this machine with a vault."),
     "backup": ("backup", "backup", "Protect files and folders: make a recovery point."),
-    "points": ("points", "points", "List the recovery points."),
+    "points": ("points", "points", "List, delete and take back recovery points."),
     "ls": ("browse", "ls", "List files in a recovery point."),
     "find": ("browse", "find", "Find files by name in recovery points."),
     "cat": ("browse", "cat", "Write a file of a recovery point to standard output."),
@@ -128,6 +129,8 @@ _COMMANDS: Final = {
     "mount": ("mount", "mount", "Open recovery points as a read-only drive."),
     "unmount": ("mount", "unmount", "Close a drive."),
     "mounts": ("mount", "mounts", "List the open drives."),
+    "retention": ("retention", "retention", "Decide how long recovery points are kept."),
+    "collect": ("collect", "collect", "Give back the space of what no point needs."),
     "check": ("check", "check", "Look for damage in the vault."),
     "stats": ("stats", "stats", "Show what the vault holds and what it saves."),
     "cache": ("cache", "cache", "Rebuild or clear this machine's cache."),
@@ -236,7 +239,7 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | click.Abort | Interrupted):
         if isinstance(error, click.Abort) and error.__cause__ is None:
             return "Stopped."  # a question was answered with Ctrl-C, Ctrl-D or no
-        return str(error) or "Interrupted. What was stored so far is kept and will be used by the next run."
+        return str(error) or "Interrupted. Nothing is lost: run the command again, and it goes on from what is done."
     if isinstance(error, BackdriveError):
         return str(error)
     if isinstance(error, OSError):

@@ -15,7 +15,7 @@ from cas.errors import BackdriveError, ObjectDamaged, ObjectMissing
 from cas.model import Point
 from cas.repository import Problems, Repository, check_vault
 from cas.store.reader import Reader
-from cas.tasks.choose import find_point
+from cas.tasks.choose import find_point, protects
 from cas.vault.locate import open_vault
 
 
@@ -69,13 +69,9 @@ def list_points(session: Session, machine: str | None, path: bytes | None) -> tu
     found = [
         point
         for point in session.repository.points(problems)
-        if (machine is None or point.machine == machine) and (path is None or _protects(point, path))
+        if (machine is None or point.machine == machine) and (path is None or protects(point, path))
     ]
     return found, problems.errors
-
-
-def _protects(point: Point, path: bytes) -> bool:
-    return any(path == root or path.startswith(root.rstrip(b"/") + b"/") for root in point.paths)
 
 
 def clear_cache(home: Home, name: str | None) -> Registration:

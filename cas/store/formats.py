@@ -30,6 +30,7 @@ PACK_FOOTER: Final = struct.Struct("<I4s")  # length of the sealed table of cont
 PACK_FOOTER_MAGIC: Final = b"TOC\x01"
 TOC_PADDING: Final = 1024  # the plain table is padded to a multiple, so that its length tells little of the chunk count
 OBJECT_PADDING: Final = 256
+VOID_ENDING: Final = b"\0"  # after a sealed object that is no point: its size alone tells that, as no other has it
 MAX_BLOCK_BYTES: Final = 32 << 20  # of plain text; a reader refuses more
 MAX_PACK_BYTES: Final = 1 << 30
 MAX_BLOCKS_IN_PACK: Final = 65535
@@ -46,6 +47,9 @@ class ObjectKind(IntEnum):
     SESSION = 4
     PARAMETERS = 5
     KEY_ABOUT = 6
+    DELETED = 7
+    CONDEMNED = 8
+    PURGED = 9
 
 
 class PackKind(IntEnum):
@@ -111,6 +115,11 @@ def pad(payload: bytes, multiple: int) -> bytes:
     """Length prefix (u32 LE), payload, zeros up to a multiple of `multiple` bytes."""
     total = _LENGTH.size + len(payload)
     return _LENGTH.pack(len(payload)) + payload + bytes(-total % multiple)
+
+
+def is_void_size(size: int) -> bool:
+    """Whether an object of so many bytes, named as a point is, is a void."""
+    return size % OBJECT_PADDING == (len(OBJECT_MAGIC) + 1 + SALT_BYTES + TAG_BYTES + len(VOID_ENDING)) % OBJECT_PADDING
 
 
 def unpad(padded: bytes) -> bytes | None:

@@ -1,9 +1,10 @@
 """The machine's index: where every chunk is, in an LMDB file that is only a cache of the vault's index segments.
 
-Four tables: `chunks` (chunk id -> pack number, block number, offset and length in the plain block), `packs` (number ->
-id, kind, size, salt), `blocks` (pack number, block number -> offset, sealed and plain bytes, codec) and `segments` (the
-names of those loaded), besides `objects` (small sealed vault objects) and `about` (this file itself, and marks). LMDB
-maps the file into memory: ten million chunks are looked up without being resident.
+Five tables: `chunks` (chunk id -> pack number, block number, offset and length in the plain block), `packs` (number ->
+id, kind, size, salt), `blocks` (pack number, block number -> offset, sealed and plain bytes, codec), `segments` (the
+names of those loaded) and `others` (further places of chunks that are in several packs), besides `objects` (small
+sealed vault objects) and `about` (this file itself, and marks). LMDB maps the file into memory: ten million chunks are
+looked up without being resident.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from cas.errors import CacheUnusable, NoSpace
 from cas.ids import CHUNK_ID_BYTES, ChunkId, PackId
 from cas.store.formats import PACK_HEADER_BYTES, PackKind, PackRecord
 from cas.store.index_file import Gate, Membership, cut_short
+from cas.store.index_settle import RETIRED, State, condemned_in, keep_others, settle
 
 _CHUNK: Final = struct.Struct("<IHII")  # pack number, block number, offset in the plain block, length
-_PACK: Final = struct.Struct("<32sBQ32s")  # id, kind, size, salt
+_PACK: Final = struct.Struct("<32sBQ32s")  # id, kind (with RETIRED in it where the pack is gone), size, salt
+_KIND_AT: Final = 32  # in such a row
 _BLOCK_KEY: Final = struct.Struct(">IH")
 _BLOCK: Final = struct.Struct("<QIIB")  # offset, sealed, plain, codec
 _NUMBER: Final = struct.Struct(">I")
 _LEAST_FREE_BYTES: Final = 1 << 20
 _NEXT_PACK: Final = b"next pack"
-_LAYOUT: Final = b"1"  # of this file; another layout is rebuilt from the vault
+_LAYOUT: Final = b"2"  # of this file; another layout is rebuilt from the vault
 # Address space, not disk: the file grows as it fills. Where that much cannot be mapped, less is tried.
 _MAP_BYTES: Final = 1 << 36 if os.name != "nt" else 1 << 28
 _LEAST_MAP_BYTES: Final = 1 << 26
@@ -113,7 +116,7 @@ class Index:
         while True:
             try:
                 self._environment = lmdb.open(
-                    str(self._directory), map_size=size, max_dbs=6, metasync=False, max_readers=512, mode=0o600
+                    str(self._directory), map_size=size, max_dbs=7, metasync=False, max_readers=512, mode=0o600
                 )
                 break
             except (lmdb.MemoryError, MemoryError):
@@ -135,14 +138,30 @@ class Index:
         self._blocks = env.open_db(b"blocks")
         self._segments = env.open_db(b"segments")
         self._objects = env.open_db(b"objects")
+        self._others = env.open_db(b"others")
         with env.begin(write=True) as txn:
             if txn.get(b"layout", db=self._about) != _LAYOUT:
-                for table in self._tables():
-                    txn.drop(table, delete=False)
-                txn.put(b"layout", _LAYOUT, db=self._about)
+                self._empty(txn)
+
+    def _empty(self, txn: lmdb.Transaction) -> None:
+        """Forget everything, but never give a pack number twice: readers that are open remember blocks by it."""
+        next_number = txn.get(_NEXT_PACK, db=self._about)
+        for table in self._tables():
+            txn.drop(table, delete=False)
+        txn.put(b"layout", _LAYOUT, db=self._about)
+        if next_number is not None:
+            txn.put(_NEXT_PACK, bytes(next_number), db=self._about)
 
     def _tables(self) -> list[lmdb._Database]:
-        return [self._chunks, self._packs, self._blocks, self._segments, self._objects, self._about]
+        return [
+            self._chunks,
+            self._packs,
+            self._blocks,
+            self._segments,
+            self._objects,
+            self._others,
+            self._about,
+        ]
 
     def close(self) -> None:
         """Give back the map. The index is not used afterwards."""
@@ -198,7 +217,7 @@ class Index:
         if value is None:
             raise CacheUnusable(f"The index cache {self._directory} contradicts itself.")
         pack, kind, size, salt = _PACK.unpack(value)
-        return PackInfo(PackId(pack), PackKind(kind), size, salt)
+        return PackInfo(PackId(pack), PackKind(kind & ~RETIRED), size, salt)
 
     def block(self, pack: int, block: int) -> BlockInfo:
         """The block of numbers that `find` gave."""
@@ -226,6 +245,8 @@ class Index:
         with self._reading() as txn, txn.cursor(db=self._packs) as cursor:
             for key, value in cursor:
                 pack, kind, size, salt = _PACK.unpack(value)
+                if kind & RETIRED:
+                    continue
                 found.append((_NUMBER.unpack(key)[0], PackInfo(PackId(pack), PackKind(kind), size, salt)))
         return found
 
@@ -239,9 +260,29 @@ class Index:
         with self._reading() as txn, txn.cursor(db=self._segments) as cursor:
             return {bytes(key).decode() for key in cursor.iternext(values=False)}
 
-    def membership(self) -> Membership:
-        """A quick test whether chunks are known, for one thread, over a state that can be renewed. Close it."""
-        member = Membership(self._environment, self._chunks, self._resize, self._translated)
+    def places(self) -> Iterator[Location]:
+        """Where each chunk is, in the order of their ids, from one state of the index. Read it to its end."""
+        unpack = _CHUNK.unpack
+        with self._reading() as txn, txn.cursor(db=self._chunks) as cursor:
+            for value in cursor.iternext(keys=False):
+                yield Location._make(unpack(value))
+
+    def condemned(self) -> set[bytes]:
+        """The ids of the packs that `settle` was told are condemned."""
+        with self._reading() as txn:
+            return condemned_in(txn, self._about)
+
+    def membership(self, absent: frozenset[bytes] = frozenset()) -> Membership:
+        """A quick test whether chunks are known, for one thread, over a state that can be renewed. Close it.
+
+        Chunks in the packs `absent`, by their ids, count as unknown.
+        """
+
+        def absent_rows(txn: lmdb.Transaction) -> frozenset[bytes]:
+            numbers = (txn.get(b"pack " + pack, db=self._about) for pack in absent)
+            return frozenset(bytes(number)[::-1] for number in numbers if number is not None)
+
+        member = Membership(self._environment, self._chunks, self._resize, self._translated, absent_rows)
         self._members.add(member)
         return member
 
@@ -307,14 +348,15 @@ class Index:
                     raise self._translated(error) from None
 
     def load(self, segment: str, records: list[PackRecord]) -> None:
-        """Take in the packs of one index segment, whole or not at all. A chunk that is known stays where it was.
+        """Take in the packs of one index segment, whole or not at all. A chunk that is known stays where it was, unless
+        that pack is condemned.
 
         Raises CacheUnusable, NoSpace.
         """
 
         def work(txn: lmdb.Transaction) -> None:
             next_number = txn.get(_NEXT_PACK, db=self._about)
-            number = 0 if next_number is None else _NUMBER.unpack(next_number)[0]
+            free = 0 if next_number is None else _NUMBER.unpack(next_number)[0]
             known_packs = self._known_packs(txn, records)
             chunks: list[tuple[bytes, bytes]] = []
             blocks: list[tuple[bytes, bytes]] = []
@@ -322,16 +364,20 @@ class Index:
                 if record.id in known_packs:
                     continue
                 known_packs.add(record.id)
+                retired = txn.get(b"pack " + record.id, db=self._about)
+                number = free if retired is None else _NUMBER.unpack(retired)[0]
+                free += retired is None
                 txn.put(
                     _NUMBER.pack(number), _PACK.pack(record.id, record.kind, record.size, record.salt), db=self._packs
                 )
                 txn.put(b"pack " + record.id, _NUMBER.pack(number), db=self._about)
                 _entries(number, record, chunks, blocks)
-                number += 1
-            txn.put(_NEXT_PACK, _NUMBER.pack(number), db=self._about)
+            txn.put(_NEXT_PACK, _NUMBER.pack(free), db=self._about)
             chunks.sort()  # LMDB fills pages from sorted keys several times faster
             with txn.cursor(db=self._chunks) as cursor:
-                cursor.putmulti(chunks, overwrite=False)
+                consumed, added = cursor.putmulti(chunks, overwrite=False)
+            if added < consumed:
+                keep_others(self._state(txn), chunks)
             with txn.cursor(db=self._blocks) as cursor:
                 cursor.putmulti(blocks)
             txn.put(segment.encode(), b"", db=self._segments)
@@ -339,20 +385,38 @@ class Index:
         self._writing(work)
 
     def _known_packs(self, txn: lmdb.Transaction, records: list[PackRecord]) -> set[bytes]:
-        return {record.id for record in records if txn.get(b"pack " + record.id, db=self._about) is not None}
+        known = set()
+        for record in records:
+            number = txn.get(b"pack " + record.id, db=self._about)
+            row = None if number is None else txn.get(number, db=self._packs)
+            if row is not None and not row[_KIND_AT] & RETIRED:
+                known.add(record.id)
+        return known
 
-    def clear(self) -> None:
-        """Forget everything, but never give a pack number twice: readers that are open remember blocks by it."""
+    def _state(self, txn: lmdb.Transaction) -> State:
+        return State(txn, self._chunks, self._others, self._packs, self._blocks, self._about)
+
+    def settle(self, condemned: set[bytes], keep: set[bytes] | None, segments: set[str] | None) -> None:
+        """Follow what a collect did, in one step, so that nobody who reads meanwhile misses a chunk.
+
+        Chunks in packs of `condemned` are from now on looked for elsewhere, where they are elsewhere too. Packs that
+        are not in `keep` (None: all are) are forgotten; their numbers can be used until the next call. Segments that
+        are not in `segments` (None: all are) are forgotten. Raises CacheUnusable, NoSpace.
+        """
 
         def work(txn: lmdb.Transaction) -> None:
-            next_number = txn.get(_NEXT_PACK, db=self._about)
-            for table in self._tables():
-                txn.drop(table, delete=False)
-            txn.put(b"layout", _LAYOUT, db=self._about)
-            if next_number is not None:
-                txn.put(_NEXT_PACK, bytes(next_number), db=self._about)
+            settle(self._state(txn), condemned, keep)
+            if segments is not None:
+                with txn.cursor(db=self._segments) as cursor:
+                    gone = [key for key in map(bytes, cursor.iternext(values=False)) if key.decode() not in segments]
+                for key in gone:
+                    txn.delete(key, db=self._segments)
 
         self._writing(work)
+
+    def clear(self) -> None:
+        """Forget everything but which pack numbers were given."""
+        self._writing(self._empty)
 
 
 def _entries(

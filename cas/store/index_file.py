@@ -52,12 +52,16 @@ class Membership:
         chunks: lmdb._Database,
         resize: Callable[[int], None],
         translate: Callable[[lmdb.Error], BackdriveError],
+        absent: Callable[[lmdb.Transaction], frozenset[bytes]],
     ) -> None:
+        """`absent` gives the packs whose chunks count as unknown, by the bytes that start their rows in `chunks`."""
         self.lock = threading.Lock()  # held while looking, and by who changes the map: that ends the transaction
         self._environment = environment
         self._chunks = chunks
         self._resize = resize
         self._translate = translate
+        self._find_absent = absent
+        self._absent: frozenset[bytes] = frozenset()
         self._txn: lmdb.Transaction | None = None
         self._empty = False  # as for the whole of a first backup
         self.renew()
@@ -67,14 +71,15 @@ class Membership:
             return False
         try:
             with self.lock:
-                return self._txn.get(chunk, db=self._chunks) is not None  # type: ignore[union-attr]
+                found = self._txn.get(chunk, db=self._chunks)  # type: ignore[union-attr]
         except lmdb.Error:
             self.renew()  # the map has grown
-        try:
-            with self.lock:
-                return self._txn.get(chunk, db=self._chunks) is not None  # type: ignore[union-attr]
-        except lmdb.Error as error:
-            raise self._translate(error) from None
+            try:
+                with self.lock:
+                    found = self._txn.get(chunk, db=self._chunks)  # type: ignore[union-attr]
+            except lmdb.Error as error:
+                raise self._translate(error) from None
+        return found is not None and (not self._absent or found[:4] not in self._absent)
 
     def renew(self) -> None:
         """See what was loaded meanwhile."""
@@ -85,6 +90,7 @@ class Membership:
                     with self.lock:
                         self._txn = self._environment.begin()
                         self._empty = not self._txn.stat(db=self._chunks)["entries"]
+                        self._absent = self._find_absent(self._txn)
                 except lmdb.MapResizedError:  # another process has grown it
                     self._resize(0)
         except lmdb.Error as error:

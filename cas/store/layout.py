@@ -24,6 +24,18 @@ class Layout:
         self.points: Final = self.root + "points/"
         self.machines: Final = self.root + "machines/"
         self.sessions: Final = self.root + "sessions/"
+        self.deleted: Final = self.root + "deleted/"
+        self.condemned: Final = self.root + "condemned/"
+        self.purged: Final = self.root + "purged/"
+
+    def segment(self, session: str = "") -> str:
+        """A name for a new index segment: it starts with the session whose packs it names, where there is one."""
+        return f"{self.index}{session}{'-' if session else ''}{new_id()}"
+
+    def session_of(self, segment: str) -> str:
+        """The session that wrote an index segment, or nothing where its name does not tell."""
+        session, dash, _ = segment.removeprefix(self.index).partition("-")
+        return session if dash else ""
 
     def packs(self, kind: PackKind) -> str:
         """The prefix of all packs of a kind."""

@@ -10,7 +10,6 @@ point, relies on it.
 from __future__ import annotations
 
 import queue
-import secrets
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -89,8 +88,11 @@ class Pipeline:
         *,
         sealers: int,
         uploaders: int,
+        session: str = "",
     ) -> None:
-        """`sealers` threads compress and encrypt, `uploaders` put packs into the vault."""
+        """`sealers` threads compress and encrypt, `uploaders` put packs into the vault. Segments are named after
+        `session`, so that a collect knows whose they are."""
+        self._session = session
         self.counts = WriterCounts()
         self.loaded: queue.SimpleQueue[list[PackRecord]] = queue.SimpleQueue()  # what the index has come to know
         self._vault = vault
@@ -289,7 +291,7 @@ class Pipeline:
                 records, self._records = self._records, []
             if not records:
                 return
-            name = self._layout.index + secrets.token_hex(16)
+            name = self._layout.segment(self._session)
             self._vault.put(name, seal_object(self._keys, ObjectKind.INDEX, name, encode(records)))
             self.counts.segments += 1
             self._index.load(name, records)

@@ -72,10 +72,15 @@ class Writer:
         *,
         sealers: int = 0,
         uploaders: int = 1,
+        session: str = "",
+        absent: frozenset[bytes] = frozenset(),
     ) -> None:
-        """`sealers` threads compress and encrypt; 0 takes one for each processor, four at most."""
+        """`sealers` threads compress and encrypt; 0 takes one for each processor, four at most. Segments are named
+        after `session`. Chunks that are only in packs of `absent` are written again."""
         sealers = sealers or min(os.cpu_count() or 1, 4)
-        self._pipeline = Pipeline(vault, layout, keys, parameters, index, sealers=sealers, uploaders=uploaders)
+        self._pipeline = Pipeline(
+            vault, layout, keys, parameters, index, sealers=sealers, uploaders=uploaders, session=session
+        )
         self.counts = self._pipeline.counts
         self._keys = keys
         self._parameters = parameters
@@ -88,7 +93,7 @@ class Writer:
         self._probe = zstandard.ZstdCompressor(level=1)
         self._read_buffer = bytearray()
         self._pending: set[bytes] = set()  # ids this writer has taken in and the index does not know yet
-        self._known = index.membership()
+        self._known = index.membership(absent)
 
     # --- the producer's calls ---
 
@@ -99,6 +104,13 @@ class Writer:
     def meta(self, data: bytes) -> ChunkId:
         """Take in one piece of metadata: a tree, a page list, a content list."""
         return self._take(data, self._meta, self._keys.meta_id)
+
+    def copy(self, data: Bytes, kind: PackKind, block: int) -> ChunkId:
+        """Take in a chunk as it is, out of a block of `block` plain bytes: blocks stay about as long as they are."""
+        if kind == PackKind.TREE:
+            return self._take(data, self._meta, self._keys.meta_id)
+        long = block > self._parameters.large_block
+        return self._take(data, self._small if long else self._large, self._keys.chunk_id)
 
     def file(self, readinto: ReadInto, size: int) -> tuple[bytes, int, int]:
         """Take in a file through `readinto` until that returns 0: its content reference, depth, and bytes read.

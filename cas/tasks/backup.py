@@ -6,7 +6,7 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict
 from typing import Final
 
@@ -19,6 +19,7 @@ from cas.repository import Problems, Repository
 from cas.source.plan import normalise_paths, plan_paths
 from cas.store.layout import new_id
 from cas.store.pipeline import WriterCounts
+from cas.tasks.announce import Announcement, announce_backup
 from cas.tasks.backup_files import Counts, Sink, Warn, reason
 from cas.tasks.backup_walk import Comparison, Walk
 from cas.tasks.requests import BackupRequest, BackupResult
@@ -61,29 +62,42 @@ def backup(
         warnings.append(warning)
         listen(warning)
 
+    def warn_all(problems: Problems) -> None:
+        for problem in problems.errors:
+            warn(b"", str(problem))
+
+    def choose(gone: set[str]) -> Point | None:
+        return None if request.force_full else last_point(repository, request, paths, warn, gone)
+
     paths = normalise_paths(_readable(request.paths, warn))
-    for problem in repository.refresh().errors:
-        warn(b"", str(problem))
+    plan = plan_paths(paths)
+    point = PointId(new_id())
+    session: Announcement | None = None
+    if request.dry_run:
+        parent = choose(set())
+    else:
+        # What this run relies on is announced before the index says what is there: a collect waits for it, or the run
+        # knows what is condemned.
+        session, parent = announce_backup(repository, request.machine.id, point, now, choose)
+    warn_all(repository.refresh())
+    if session is not None and repository.condemned:
+        session.renew(knows=sorted(repository.condemned))
     lost = repository.forget_lost_packs()
     if lost:
         warn(b"", f"{lost} packs are gone from the vault. What was in them is read again. Run 'backdrive check'.")
-    parent = None if request.force_full else last_point(repository, request, paths, warn)
-    plan = plan_paths(paths)
 
     def walk(sink: Sink, added: WriterCounts) -> Walk:
         previous = None if parent is None else _comparison(repository, parent)
         most = repository.parameters.single_most
-        return Walk(request, sink, repository.reader(), previous, most, warn, _teller(listen, added))
+        return Walk(request, sink, repository.reader(), previous, most, warn, _teller(listen, added, session))
 
-    if request.dry_run:
+    if session is None:
         dry = walk(_Nowhere(), WriterCounts())
         dry.tree(plan)
         return BackupResult(None, _stats(dry.counts, WriterCounts(), warnings), warnings)
 
-    point = PointId(new_id())
-    for problem in repository.begin_session(point, {"machine": request.machine.id, "started": started}):
-        warn(b"", str(problem))
-    with repository.writer() as writer:
+    warn_all(repository.adopt_left(point))
+    with repository.writer(point) as writer:
         listen(Stage("transferring"))
         run = walk(writer, writer.counts)
         root, root_node, root_owner = run.tree(plan)
@@ -108,6 +122,7 @@ def backup(
         platform=platform.system().lower(),
         agent=cas.__version__,
     )
+    session.must_be_timely()
     repository.commit(result)
     repository.index.note(_COMPLETE_NOTE + point)
     listen(Stage("done"))
@@ -134,10 +149,17 @@ def _readable(paths: list[bytes], warn: Warn) -> list[bytes]:
     return found
 
 
-def last_point(repository: Repository, request: BackupRequest, paths: list[bytes], warn: Warn) -> Point | None:
-    """The machine's point to compare with: the newest of the same paths, or else of those with most in common."""
+def last_point(
+    repository: Repository, request: BackupRequest, paths: list[bytes], warn: Warn, gone: Container[str] = ()
+) -> Point | None:
+    """The machine's point to compare with: the newest of the same paths, or else of those with most in common. None of
+    those in `gone`."""
     problems = Problems()
-    own = [point for point in repository.points(problems) if point.machine_id == request.machine.id]
+    own = [
+        point
+        for point in repository.points(problems)
+        if point.machine_id == request.machine.id and point.id not in gone
+    ]
     for error in problems.errors:
         warn(b"", str(error))
     return max(own, key=lambda point: (_in_common(point.paths, paths), point.started), default=None)
@@ -155,10 +177,12 @@ def _comparison(repository: Repository, parent: Point) -> Comparison:
     return Comparison(parent.root, parent.started - _CLOCK_TICK_NS, trusted)
 
 
-def _teller(listen: Listener, added: WriterCounts) -> Callable[[Counts, bytes], None]:
+def _teller(listen: Listener, added: WriterCounts, session: Announcement | None) -> Callable[[Counts, bytes], None]:
     progress = Progress()
 
     def tell(counts: Counts, path: bytes) -> None:
+        if session is not None:
+            session.keep_up()
         progress.files, progress.size, progress.read = counts.files, counts.size, counts.read
         progress.added = added.added
         progress.current = path

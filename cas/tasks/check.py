@@ -12,7 +12,14 @@ import random
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from cas.errors import Damaged, FormatTooNew, InvalidRequest, ObjectMissing, VaultUnavailable, WrongPassphrase
+from cas.errors import (
+    Damaged,
+    FormatTooNew,
+    InvalidRequest,
+    ObjectMissing,
+    VaultUnavailable,
+    WrongPassphrase,
+)
 from cas.events import Listener, Progress, Stage, ignore
 from cas.ids import CHUNK_ID_BYTES, ChunkId, PackId, PointId
 from cas.model import Point
@@ -21,6 +28,8 @@ from cas.store import formats
 from cas.store.formats import ObjectKind, PackKind, PackRecord
 from cas.store.index import PackInfo
 from cas.store.layout import VAULT_HEADER
+from cas.store.lifecycle import BACKUP, Session
+from cas.tasks.deleted import deletions, is_there, purged_ids, read_deleted
 from cas.tasks.findings import LOST_PACK, CheckReport, Faults, Kind, Problem, reason_of
 from cas.tasks.reach import Blame, Chunks, Stray, Walk
 from cas.tasks.scrub import PackFindings, scrub
@@ -69,6 +78,7 @@ class _Check:
         self._listen = listen
         self._progress = Progress()
         self._points: list[Point] = []
+        self._deleted: list[Point] = []
         self._in_vault: dict[PackId, tuple[PackKind, int]] = {}
         self._in_segments: set[PackId] = set()
         self._in_index: dict[PackId, tuple[int, PackInfo]] = {}
@@ -130,7 +140,9 @@ class _Check:
     def _read_points(self) -> set[PointId]:
         """Read every point; returns the ids of all that are there, damaged ones too."""
         repository, prefix = self._repository, self._repository.layout.points
-        names = repository.point_names()
+        names, voids = repository.point_entries()
+        for name in voids:
+            self._try("point", name, lambda name=name: repository.read_void(name))  # type: ignore[misc]
         for name in names:
             before = len(self.report.problems)
             point = self._try("point", name, lambda name=name: repository.read_point(name, cached=False))  # type: ignore[misc]
@@ -140,15 +152,35 @@ class _Check:
                 self.report.problems[before].points.append(PointId(name.removeprefix(prefix)))
         self._points.sort(key=lambda point: (point.started, point.id))
         self.report.points = len(self._points)
+        deleted = self._read_deleted(set(names))
+        meant = purged_ids(repository) | deleted | {PointId(name.removeprefix(prefix)) for name in voids}
         gone: dict[str, str] = {}
         for point in self._points:
             if point.parent is not None:
                 gone.setdefault(prefix + point.parent, f"it is missing, and point {point.id} was compared with it")
         for name in repository.index.remembered(prefix):
-            gone.setdefault(name, "it is missing, and this machine has seen it")
-        for name in gone.keys() - set(names):
+            if " " not in name:  # else it is a void of before
+                gone.setdefault(name, "it is missing, and this machine has seen it")
+        for name in gone.keys() - set(names) - {prefix + point for point in meant}:
             self.report.add("point", name, gone[name]).points.append(PointId(name.removeprefix(prefix)))
-        return {PointId(name.removeprefix(prefix)) for name in names}
+        return {PointId(name.removeprefix(prefix)) for name in names} | meant
+
+    def _read_deleted(self, alive: set[str]) -> set[PointId]:
+        """Read the points that can be taken back: they are walked like the others. Returns the ids of all."""
+        repository = self._repository
+        found = deletions(repository)
+        for point, names in found.items():
+            if repository.layout.points + point in alive:
+                continue
+            known = self._try("point", names[-1], lambda name=names[-1]: read_deleted(repository, name))  # type: ignore[misc]
+            if known is not None:
+                self._deleted.append(known.point)
+            elif is_there(repository, names[-1]):
+                self.report.problems[-1].points.append(point)
+            else:
+                self.report.problems.pop()  # taken back or purged just now
+        self.report.deleted = len(self._deleted)
+        return set(found)
 
     def _machines(self) -> None:
         repository = self._repository
@@ -173,22 +205,21 @@ class _Check:
         repository = self._repository
         found = set()
         for entry in sorted(repository.vault.list(repository.layout.sessions)):
-            session = PointId(entry.name.removeprefix(repository.layout.sessions))
-            found.add(session)
             try:
-                self._object(ObjectKind.SESSION, entry.name)
-            except (Damaged, FormatTooNew, ObjectMissing) as error:
+                payload = repository.get_object(ObjectKind.SESSION, entry.name)
+                if formats.decode(payload, Session, entry.name).kind == BACKUP:
+                    found.add(PointId(entry.name.removeprefix(repository.layout.sessions).partition(".")[0]))
+            except ObjectMissing:
+                continue  # it has ended
+            except (Damaged, FormatTooNew) as error:
                 self.report.notes.append(f"The session {entry.name} does not open: {reason_of(error)}.")
         open_sessions = sorted(found - points)
         if open_sessions:
             which = ", ".join(session[:8] for session in open_sessions[:5]) + ", ..." * (len(open_sessions) > 5)
             self.report.notes.append(
-                f"{len(open_sessions)} backups were begun and left no point ({which}): each is still running, was "
-                "stopped, or its point was deleted."
+                f"{len(open_sessions)} backups were begun and left no point ({which}): each is still running or was "
+                "stopped."
             )
-        without = len(points - found)
-        if without:
-            self.report.notes.append(f"The session of {without} points is gone, which harms nothing.")
 
     def _object(self, kind: ObjectKind, name: str) -> dict[str, object]:
         return formats.decode(self._repository.get_object(kind, name), dict[str, object], name)
@@ -244,16 +275,20 @@ class _Check:
 
     def strays(self) -> list[Stray]:
         """Packs that are in the vault and in no segment that can be read."""
-        known = self._in_segments | self._in_index.keys()
+        known = self._in_segments | self._in_index.keys() | self._repository.condemned_packs()
         return [(kind, pack, size) for pack, (kind, size) in self._in_vault.items() if pack not in known]
 
     def note_strays(self, chunks: Chunks) -> None:
         """Tell of those that no point needs: garbage, or what a killed run left, or one that is still running."""
+        waiting = self._repository.condemned_packs() & self._in_vault.keys()
+        if waiting:
+            size = sum(self._in_vault[PackId(pack)][1] for pack in waiting)
+            self.report.notes.append(f"{len(waiting)} packs of {size} bytes are condemned: a collect deletes them.")
         idle = [size for _, pack, size in self.strays() if pack not in chunks.needed_strays]
         if idle:
             self.report.notes.append(
                 f"{len(idle)} packs of {sum(idle)} bytes are named by no index segment: a backup is still running or "
-                "was stopped. The next backup of that machine uses them."
+                "was stopped. The next backup of that machine uses them, or a collect deletes them."
             )
 
     # --- contents ---
@@ -263,6 +298,8 @@ class _Check:
         self._listen(Stage("scanning"))
         walk = Walk(chunks, self.report, self._tell)
         for point in reversed(self._points):  # the newest first: its trees lie close together
+            walk.point(point.root)
+        for point in reversed(self._deleted):
             walk.point(point.root)
         walk.flush()
 
@@ -309,7 +346,7 @@ class _Check:
         """Name the points and files that the damage touches."""
         if self.faults or chunks.needed_strays:
             blame = Blame(chunks)
-            for point in self._points:
+            for point in (*self._points, *self._deleted):
                 blame.point(point.id, point.root)
         for problem in self._absent:
             if not problem.points:

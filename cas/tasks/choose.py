@@ -39,3 +39,8 @@ def point_time(point: Point) -> str:
 
     local = datetime.fromtimestamp(point.started // 1_000_000_000, UTC) + timedelta(seconds=point.utc_offset)
     return local.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def protects(point: Point, path: bytes) -> bool:
+    """Whether a path is one of the roots of a point, or lies in one."""
+    return any(path == root or path.startswith(root.rstrip(b"/") + b"/") for root in point.paths)

@@ -56,6 +56,7 @@ class CheckReport:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth knowing, and no damage
     points: int = 0
+    deleted: int = 0  # points that can be taken back
     trees: int = 0  # distinct ones
     files: int = 0  # entries in distinct trees
     chunks: int = 0  # in the index

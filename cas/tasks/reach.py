@@ -42,7 +42,7 @@ class Chunks:
         self.unnamed: Problem | None = None  # of chunks that only those have: they can be read here, and nowhere else
         self._repository = repository
         self._report = report
-        self._reader = repository.reader(_CACHE_BYTES)
+        self._reader = repository.reader(_CACHE_BYTES, follow=False)
         self._strays = strays
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._stray_index: Index | None = None

@@ -1,4 +1,4 @@
-"""Acceptance 5 of the first issue: kill -9 before and after every vault operation of a backup."""
+"""Kill -9 around every vault operation of a backup, and every write of a collect, a deletion and a taking back."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARDS = 2
 
 
-def test_killed_anywhere(tmp_path: Path) -> None:
-    """Then nothing is broken, the next backup succeeds and sends nothing twice, and every point reads back."""
+@pytest.mark.parametrize("what", ["killing", "killing_collect"])
+def test_killed_anywhere(tmp_path: Path, what: str) -> None:
+    """Then nothing is broken, the next run succeeds and leaves nothing behind, and every point reads back."""
     running = []
     for shard in range(SHARDS):
         directory = tmp_path / str(shard)
         directory.mkdir()
         running.append(
             subprocess.Popen(
-                [sys.executable, "-m", "tests.damage.killing", str(directory), str(shard), str(SHARDS)],
+                [sys.executable, "-m", f"tests.damage.{what}", str(directory), str(shard), str(SHARDS)],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -184,7 +184,7 @@ def test_a_spoilt_file_is_made_anew(tmp_path: Path, damage: str, monkeypatch: py
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:5000])
     else:
-        monkeypatch.setattr(index_module, "_LAYOUT", b"2")
+        monkeypatch.setattr(index_module, "_LAYOUT", b"another")
     index = Index(tmp_path / "index")
     assert index.chunk_count() == 0
     index.load("s", [record(200)])

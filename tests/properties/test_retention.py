@@ -1,0 +1,259 @@
+"""Retention against a naive model that walks every day and looks at every point, over policies, gaps and time zones."""
+
+from __future__ import annotations
+
+import calendar
+import time
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cas.errors import InvalidRequest
+from cas.tasks.retention import Day, Policy, Taken, Tier, check_policy, keep
+from cas.tasks.retention_text import parse_tier, tier_text
+
+NS = 1_000_000_000
+ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "America/Sao_Paulo")
+
+
+# --- the naive model ------------------------------------------------------------------------------------------------
+
+
+def matches(day: Day, when: date) -> bool:
+    if day.month and day.month != when.month:
+        return False
+    weeks = calendar.monthcalendar(when.year, when.month)
+    if day.nth:
+        column = [week[day.weekday] for week in weeks if week[day.weekday]]
+        return (column[-1] if day.nth == -1 else column[day.nth - 1]) == when.day
+    last = max(weeks[-1])
+    return when.day == (last if day.number == -1 or day.number > last else day.number)
+
+
+def due(name: str, tier: Tier, when: date) -> bool:
+    if name == "weekly":
+        return when.weekday() in tier.weekdays
+    if name in ("monthly", "yearly"):
+        return any(matches(day, when) for day in tier.days)
+    return True
+
+
+def moment(wall: datetime, zone: ZoneInfo) -> float:
+    return wall.replace(tzinfo=zone).timestamp()
+
+
+def end(name: str, count: int, started: float, zone: ZoneInfo) -> float:
+    wall = datetime.fromtimestamp(started, zone).replace(tzinfo=None)
+    if name == "daily":
+        return moment(wall + timedelta(days=count), zone)
+    if name == "weekly":
+        return moment(wall + timedelta(weeks=count), zone)
+    year, month = wall.year, wall.month
+    for _ in range(count * (12 if name == "yearly" else 1)):
+        year, month = (year + 1, 1) if month == 12 else (year, month + 1)
+    day = wall.day
+    while True:
+        try:
+            return moment(wall.replace(year=year, month=month, day=day), zone)
+        except ValueError:
+            day -= 1
+
+
+def naive(starts: list[float], policy: Policy, now: float, zone: ZoneInfo) -> list[bool]:
+    """Whether each point is kept, by the words of the README."""
+    ends: list[list[float]] = [[] for _ in starts]
+    long_term: set[int] = set()
+    for name, tier in policy.tiers:
+        holders: set[int] = set()
+        if name == "daily" and not tier.at:
+            holders = set(range(len(starts)))
+        else:
+            when = datetime.fromtimestamp(starts[0], zone).date()
+            while when <= datetime.fromtimestamp(now, zone).date():
+                if due(name, tier, when):
+                    for minutes in tier.at or [0]:
+                        slot = moment(datetime(when.year, when.month, when.day) + timedelta(minutes=minutes), zone)
+                        after = [number for number, start in enumerate(starts) if start >= slot]
+                        if slot <= now and after:
+                            holders.add(after[0])
+                when += timedelta(days=1)
+        for number in holders:
+            ends[number].append(end(name, tier.keep, starts[number], zone))
+        if name != "daily":
+            long_term |= holders
+    kept = [any(each > now for each in known) for known in ends]
+    if long_term:
+        newest = max(long_term)
+        kept[newest] = kept[newest] or starts[-1] < max(ends[newest])
+    kept[-1] = True
+    return kept
+
+
+# --- what is compared -----------------------------------------------------------------------------------------------
+
+minutes = st.lists(st.integers(0, 47).map(lambda half: half * 30), max_size=2, unique=True).map(sorted)
+by_number = st.builds(Day, number=st.sampled_from([-1, 1, 2, 15, 28, 29, 30, 31]))
+by_weekday = st.builds(Day, nth=st.sampled_from([1, 2, 3, 4, -1]), weekday=st.integers(0, 6))
+days = by_number | by_weekday
+
+
+def in_month(day: Day, month: int) -> Day:
+    return Day(day.number, day.nth, day.weekday, month)
+
+
+yearly_days = st.builds(in_month, days, st.integers(1, 12))
+policies = st.builds(
+    Policy,
+    daily=st.none() | st.builds(Tier, st.integers(7, 40), at=minutes),
+    weekly=st.none()
+    | st.builds(Tier, st.integers(4, 12), weekdays=st.lists(st.integers(0, 6), min_size=1, max_size=3), at=minutes),
+    monthly=st.none() | st.builds(Tier, st.integers(3, 24), days=st.lists(days, min_size=1, max_size=3), at=minutes),
+    yearly=st.none()
+    | st.builds(Tier, st.integers(1, 3), days=st.lists(yearly_days, min_size=1, max_size=2), at=minutes),
+).filter(lambda policy: bool(policy.tiers))
+
+
+@settings(max_examples=150)
+@given(
+    policy=policies,
+    zone=st.sampled_from(ZONES),
+    first=st.integers(1_600_000_000, 1_790_000_000),
+    gaps=st.lists(st.integers(1, 60), min_size=1, max_size=60),  # hours, most of them; some gaps are long
+    factor=st.sampled_from([1, 1, 7, 24]),
+    rest=st.integers(0, 400 * 86400),
+)
+def test_as_the_naive_model(policy: Policy, zone: str, first: int, gaps: list[int], factor: int, rest: int) -> None:
+    starts = [first]
+    for gap in gaps:
+        starts.append(starts[-1] + gap * 3600 * factor)
+    now = starts[-1] + rest
+    where = ZoneInfo(zone)
+    verdicts = keep([Taken(str(n), start * NS) for n, start in enumerate(starts)], policy, now * NS, where)
+    assert [verdict.keep for verdict in verdicts] == naive(
+        [float(start) for start in starts], policy, float(now), where
+    )
+
+
+def day_by_day(policy: Policy, zone: ZoneInfo, begin: datetime, years: int, times: list[int]) -> list[Taken]:
+    """What is left when points are taken every day at these minutes, and the policy is applied each month."""
+    points: list[Taken] = []
+    wall = begin
+    while wall < begin.replace(year=begin.year + years):
+        for at in times:
+            started = int((wall + timedelta(minutes=at)).replace(tzinfo=zone).timestamp()) * NS
+            points.append(Taken(f"{started}", started))
+        wall += timedelta(days=1)
+        if wall.day == 1:
+            kept = {verdict.id for verdict in keep(points, policy, points[-1].started, zone) if verdict.keep}
+            points = [point for point in points if point.id in kept]
+    kept = {verdict.id for verdict in keep(points, policy, points[-1].started, zone) if verdict.keep}
+    return [point for point in points if point.id in kept]
+
+
+def policy_of(name: str, tier: Tier) -> Policy:
+    return msgspec.structs.replace(Policy(), **{name: tier})
+
+
+def test_56_points() -> None:
+    """Twice a day for 7 days, twice a week for 4 weeks, twice a month for 12 months, once a year for 10 years; at
+    different times of the day, so that no point serves two tiers."""
+    policy = Policy(
+        daily=parse_tier("daily", "7 at 06:00,18:00"),
+        weekly=parse_tier("weekly", "4 on mon,thu at 10:00"),
+        monthly=parse_tier("monthly", "12 on first tue,third tue at 12:00"),
+        yearly=parse_tier("yearly", "10 on first wed of jan at 14:00"),
+    )
+    times = [6 * 60, 10 * 60, 12 * 60, 14 * 60, 18 * 60]
+    left = day_by_day(policy, ZoneInfo("Europe/Berlin"), datetime(2015, 1, 1), 12, times)
+    assert len(left) == 14 + 8 + 24 + 10
+
+
+def test_ten_years_of_three_points_a_day_take_seconds() -> None:
+    policy = Policy(
+        daily=Tier(30),
+        weekly=Tier(8, weekdays=[6]),
+        monthly=Tier(24, days=[Day(number=-1)]),
+        yearly=Tier(10, days=[Day(number=1, month=1)]),
+    )
+    start = int(datetime(2015, 1, 1, tzinfo=UTC).timestamp())
+    points = [Taken(str(n), (start + n * 8 * 3600) * NS) for n in range(10 * 365 * 3)]
+    begun = time.process_time()
+    kept = sum(verdict.keep for verdict in keep(points, policy, points[-1].started, ZoneInfo("Europe/Berlin")))
+    assert time.process_time() - begun < 20
+    assert 90 < kept < 150
+
+
+def test_the_newest_long_term_point_stays_until_backups_resume() -> None:
+    policy = Policy(weekly=Tier(4, weekdays=[0]))
+    monday = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp()) * NS
+    day = 86400 * NS
+    points = [Taken("a", monday), Taken("b", monday + 7 * day), Taken("c", monday + 9 * day)]
+    utc = ZoneInfo("UTC")
+    later = keep(points, policy, monday + 300 * day, utc)
+    assert [verdict.keep for verdict in later] == [False, True, True]
+    assert later[1].reason == "until backups resume"
+    resumed = keep([*points, Taken("d", monday + 301 * day)], policy, monday + 302 * day, utc)
+    assert [verdict.keep for verdict in resumed] == [False, False, False, True]
+
+
+def test_a_tag_keeps_a_point() -> None:
+    policy = Policy(daily=Tier(7))
+    day = 86400 * NS
+    start = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * NS
+    points = [Taken("until", start, "2026-06-20"), Taken("always", start + 1, "always"), Taken("none", start + 2)]
+    points.append(Taken("typo", start + 3, "2026-6-20x"))
+    points.append(Taken("newest", start + 60 * day))
+    utc = ZoneInfo("UTC")
+
+    def kept(days: int) -> list[str]:
+        return [verdict.id for verdict in keep(points, policy, start + days * day, utc) if verdict.keep]
+
+    assert kept(19) == ["until", "always", "typo", "newest"]
+    assert kept(20) == ["always", "typo", "newest"]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("daily", "7"),
+        ("daily", "4999 at 08:00,20:30"),
+        ("weekly", "4 on mon,thu"),
+        ("monthly", "12 on 1,15,last,first tue,last sun at 12:00"),
+        ("yearly", "10 on 1 of jan,last of dec,first wed of jan"),
+    ],
+)
+def test_texts(name: str, text: str) -> None:
+    tier = parse_tier(name, text)
+    assert parse_tier(name, tier_text(name, tier)) == tier
+    assert tier_text(name, tier) == text
+    check_policy(policy_of(name, tier))
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        *(("daily", "6"), ("daily", "10000"), ("daily", "7 on mon"), ("daily", "7 at 24:00"), ("daily", "")),
+        *(
+            ("weekly", "3 on mon"),
+            ("weekly", "4 on someday"),
+            ("weekly", "5164"),
+            ("monthly", "2"),
+            ("monthly", "1189"),
+        ),
+        *(("monthly", "3 on 32"), ("monthly", "3 on fifth tue"), ("yearly", "0"), ("yearly", "100")),
+        *(("yearly", "3 on 1"), ("yearly", "3 on first wed"), ("daily", "5000 at 01:00,02:00")),
+    ],
+)
+def test_what_is_refused(name: str, text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_policy(policy_of(name, parse_tier(name, text)))
+
+
+def test_more_than_9999_points_are_refused() -> None:
+    everyday = Tier(3000, weekdays=list(range(7)))
+    with pytest.raises(InvalidRequest, match="9,999"):
+        check_policy(Policy(weekly=everyday))
