@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
@@ -70,6 +72,71 @@ def inner_path(text: bytes | None) -> bytes | None:
 
 
 path_type: Final = click.Path(path_type=bytes, readable=False)
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+_NOBODY: Final = (1 << 32) - 1  # the number that the system takes for "no change"
+_SIZE: Final = re.compile(r"([0-9]{1,15})([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes from `4096`, `256M`, `20GiB`: binary units, in any case. None where it is no size."""
+    found = _SIZE.fullmatch(text.strip())
+    return None if found is None else int(found[1]) << 10 * " KMGTP".index(found[2].upper() or " ")
+
+
+def size_at_least(least: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """The callback of an option that takes a number of bytes, of which there must be so many at least."""
+
+    def callback(_context: click.Context, _parameter: click.Parameter, given: str | None) -> int | None:
+        size = None if given is None else parse_size(given)
+        if given is not None and size is None:
+            raise click.BadParameter(f"'{given}' is no size. Give one such as 256M or 20G.")
+        if size is not None and size < least:
+            raise click.BadParameter(f"{given} is too little: {least >> 20}M is the least.")
+        return size
+
+    return callback
+
+
+def tags(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """The callback of `--tag K=V`, which may be given several times."""
+    found = {}
+    for tag in given:
+        key, equals, value = tag.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"'{tag}' is not of the form KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def account(kind: str) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """The callback of an option that takes a "user" or a "group" of this machine, by name or number."""
+
+    def callback(_context: click.Context, _parameter: click.Parameter, given: str | None) -> int | None:
+        if given is None:
+            return None
+        if given.isascii() and given.isdigit():
+            if int(given) < _NOBODY:
+                return int(given)
+            raise click.BadParameter(f"{given} is no number of a {kind}.")
+        import grp
+        import pwd
+
+        try:
+            return pwd.getpwnam(given).pw_uid if kind == "user" else grp.getgrnam(given).gr_gid
+        except KeyError:
+            raise click.BadParameter(f"There is no {kind} named '{given}' here.") from None
+
+    return callback
+
+
+def umask(_context: click.Context, _parameter: click.Parameter, given: str | None) -> int | None:
+    """The callback of an option that takes permission bits in octal, as umask(1) does."""
+    if given is not None and not re.fullmatch("0?[0-7]{1,3}", given):
+        raise click.BadParameter(f"'{given}' is no umask. Give octal digits such as 022.")
+    return None if given is None else int(given, 8)
 
 
 # --- passphrases ----------------------------------------------------------------------------------------------------

@@ -1,30 +1,32 @@
-"""Open files of a drive: which blocks hold a range of bytes, and reading ahead for those who read in sequence.
+"""Open files of a drive: which blocks hold a range of bytes, and reading them.
 
-A read is answered from opened blocks; a reader that goes on where it stopped has the next blocks opened by background
-threads, so that it hardly ever waits. Random reads open only the block that they need.
+A read is answered from opened blocks; for what is read ahead, see `mount/ahead.py`. Files whose chunks have moved to
+other packs meanwhile are found again.
 """
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from itertools import count
 from typing import Final, NamedTuple
 
-from cas.errors import BackdriveError, CacheUnusable, ChunkMissing, ObjectMissing, TreeDamaged
-from cas.ids import ChunkId
+from cas.errors import CacheUnusable, ChunkMissing, ObjectMissing, TreeDamaged
+from cas.ids import CHUNK_ID_BYTES, ChunkId
+from cas.model import Node
 from cas.store.content import FileContent
+from cas.store.index import Location
+from cas.store.missing import LOOKS
 from cas.store.reader import Reader
+from mount.ahead import Prefetcher, Streams
+from mount.nodes import Directory
 from mount.pages import MustWait
 
-_WINDOW_BITS: Final = 23  # the chunks of a file are looked up for 8 MiB at a time
-_WINDOWS: Final = 4  # kept by an open file
-_SEQUENCE: Final = 2  # reads in a row before anything is read ahead
-_SLACK: Final = 2 << 20  # bytes by which requests of one sequential reader may overtake each other
-_AHEAD: Final = 8 << 20  # bytes
-_STEP: Final = 1 << 20  # bytes; how often to look ahead
-_THREADS: Final = 2  # opening a block is decryption for the most part; more would only starve the event loop
-_MOST_IN_FLIGHT: Final = 24  # blocks asked for and not yet opened; more are not asked for
+_WINDOW_BITS: Final = 18  # the chunks of a file are looked up for 256 KiB at a time
+_RUNS_MOST: Final = 1 << 15  # kept for all files; about 300 bytes each
+_SMALL: Final = 2 << 20  # bytes; files up to here are read as their neighbours are, larger ones by themselves
+_OPEN_FILES: Final = 512  # kept by inode
 
 
 class Run(NamedTuple):
@@ -38,80 +40,53 @@ class Run(NamedTuple):
     offset: int  # in the plain block, of the byte at `start`
 
 
-class Prefetcher:
-    """Opens blocks in the background, for all open files of a drive. Thread safe."""
+class Windows:
+    """Where the bytes of open files lie, in windows of one size; the latest used are kept. Thread safe."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self) -> None:
+        self._most = _RUNS_MOST
         self._lock = threading.Lock()
-        self._in_flight: set[tuple[int, int]] = set()
-        self._closed = False
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ahead")
+        self._windows: OrderedDict[tuple[int, int], list[Run]] = OrderedDict()
+        self._runs = 0
+        self._numbers = count(1)
 
-    def look_ahead(self, file: OpenFile, start: int, end: int) -> None:
-        """Open the blocks that hold a range of the file, some time soon, or not: it is only a favour."""
-        try:
-            self._threads.submit(self._plan, file, start, end)
-        except RuntimeError:
-            pass  # the drive is closing
+    def number(self) -> int:
+        """A number by which a file keeps its windows apart."""
+        return next(self._numbers)
 
-    def _plan(self, file: OpenFile, start: int, end: int) -> None:
-        try:
-            runs = file.runs(start, end, wait=True)
-        except BackdriveError:
-            return  # whoever reads there will learn of it
-        for run in runs:
-            key = (run.pack, run.block)
-            with self._lock:
-                if self._closed or file.closed or len(self._in_flight) >= _MOST_IN_FLIGHT:
-                    return
-                if key in self._in_flight:
-                    continue
-                self._in_flight.add(key)
-            try:
-                self._threads.submit(self._open, key)
-            except RuntimeError:
+    def get(self, key: tuple[int, int]) -> list[Run] | None:
+        """The window of (number of the file, number of the window), where it is kept."""
+        with self._lock:
+            window = self._windows.get(key)
+            if window is not None:
+                self._windows.move_to_end(key)
+            return window
+
+    def add(self, key: tuple[int, int], window: list[Run]) -> None:
+        """Keep a window."""
+        with self._lock:
+            if key in self._windows:
                 return
-
-    def _open(self, key: tuple[int, int]) -> None:
-        try:
-            if self._reader.peek_block(*key) is None and not self._closed:
-                self._reader.block(*key)
-        except BackdriveError:
-            pass  # as above
-        finally:
-            with self._lock:
-                self._in_flight.discard(key)
-
-    def close(self) -> None:
-        """Ask for nothing more; what is under way may end by itself."""
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            self._windows[key] = window
+            self._runs += len(window) + 1
+            while self._runs > self._most and len(self._windows) > 1:
+                self._runs -= len(self._windows.popitem(last=False)[1]) + 1
 
 
 class OpenFile:
     """One open file, or one open alternate data stream. Thread safe."""
 
-    def __init__(self, reader: Reader, content: FileContent, depth: int, prefetcher: Prefetcher) -> None:
-        """`depth` is the node's: with 0, the chunks are known without reading any list."""
-        self.size: Final = content.size
-        self.closed = False
+    __slots__ = ("_reader", "size")
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        self.size: Final = size
         self._reader = reader
-        self._content = content
-        self._deep = depth > 0
-        self._prefetcher = prefetcher
-        self._lock = threading.Lock()
-        self._windows: dict[int, list[Run]] = {}
-        self._next = 0  # where a sequential reader would go on
-        self._sequence = 0
-        self._asked = 0  # up to where blocks have been asked for
 
     def close(self) -> None:
-        """Done with it."""
-        self.closed = True
+        """Done with it. Nothing is held that would have to be given back."""
 
     def read(self, offset: int, size: int, *, wait: bool = True) -> bytes | memoryview:
-        """The bytes from `offset`, fewer than `size` only where the file ends.
+        """The bytes from `offset`, fewer than `size` only where the file ends. A view stays valid while it is held.
 
         Raises MustWait, ChunkMissing, PackDamaged, TreeDamaged, CacheUnusable and the vault's errors.
         """
@@ -120,13 +95,100 @@ class OpenFile:
             return b""
         try:
             return self._read(offset, end, wait)
-        except CacheUnusable:
-            # The index may have been made anew since this file's blocks were looked up: look again, once.
+        except (ChunkMissing, CacheUnusable):
             if not wait:
                 raise MustWait from None
-            with self._lock:
-                self._windows.clear()
-            return self._read(offset, end, wait)
+            return self._read_afresh(offset, end)
+
+    def _read_afresh(self, offset: int, end: int) -> bytes | memoryview:
+        """Read what was not where this file thought, nor perhaps where the index says."""
+        error: ChunkMissing | CacheUnusable
+        for _ in range(LOOKS):
+            generation = self._reader.generation
+            self._forget()
+            try:
+                return self._read(offset, end, True)
+            except (ChunkMissing, CacheUnusable) as caught:
+                error = caught
+            if not self._reader.look_again(error, generation):
+                raise error
+        self._reader.looked_in_vain(error)
+        raise error
+
+    def _read(self, offset: int, end: int, wait: bool) -> bytes | memoryview:
+        """As `read`, of a range that is not empty and inside the file."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Where the bytes were is out of date."""
+        raise NotImplementedError
+
+    def _block(self, chunk: ChunkId, pack: int, block: int, wait: bool) -> memoryview:
+        """The opened block that a chunk is in."""
+        if not wait:
+            opened = self._reader.peek_block(pack, block)
+            if opened is None:
+                raise MustWait
+            return opened
+        try:
+            return self._reader.block(pack, block)
+        except ObjectMissing as error:
+            raise ChunkMissing(chunk, f"its pack {error.name} is gone") from error
+
+
+class ChunkFile(OpenFile):
+    """A file that is one chunk, as small files are: read as its neighbours are, in the order of the packs."""
+
+    __slots__ = ("_chunk", "_location", "_prefetcher")
+
+    def __init__(self, reader: Reader, node: Node, prefetcher: Prefetcher) -> None:
+        """`node` is one for which `is_one_chunk` is true."""
+        super().__init__(reader, node.size)
+        self._chunk = ChunkId(node.content)
+        self._prefetcher = prefetcher
+        self._location: Location | None = None
+
+    def _read(self, offset: int, end: int, wait: bool) -> bytes | memoryview:
+        location = self._location
+        if location is None:
+            location = self._reader.find(self._chunk)
+            if location is None:
+                raise ChunkMissing(self._chunk)
+            if location.length != self.size:
+                raise TreeDamaged(self._chunk, "a file has another length than its chunk")
+            self._location = location
+        pack, number, place, _ = location
+        block = self._block(self._chunk, pack, number, wait)
+        self._prefetcher.walk(pack, number, len(block), place + offset, place + end)
+        return block[place + offset : place + end]
+
+    def _forget(self) -> None:
+        self._location = None
+
+
+def is_one_chunk(node: Node) -> bool:
+    """Whether a file's node names one chunk that is the whole of it."""
+    return (
+        len(node.content) == CHUNK_ID_BYTES and node.depth == 0 and (node.extra is None or node.extra.extents is None)
+    )
+
+
+class LongFile(OpenFile):
+    """A file of any number of chunks, and of holes."""
+
+    __slots__ = ("_content", "_deep", "_number", "_prefetcher", "_streams", "_windows")
+
+    def __init__(
+        self, reader: Reader, content: FileContent, depth: int, prefetcher: Prefetcher, windows: Windows
+    ) -> None:
+        """`depth` is the node's: with 0, the chunks are known without reading any list."""
+        super().__init__(reader, content.size)
+        self._content = content
+        self._deep = depth > 0
+        self._prefetcher = prefetcher
+        self._windows = windows
+        self._number = windows.number()
+        self._streams = Streams() if content.size > _SMALL else None
 
     def _read(self, offset: int, end: int, wait: bool) -> bytes | memoryview:
         parts: list[bytes | memoryview] = []
@@ -135,57 +197,47 @@ class OpenFile:
             low, high = max(run.start, offset), min(run.end, end)
             if low > position:
                 parts.append(bytes(low - position))  # a hole
+            block = self._block(run.chunk, run.pack, run.block, wait)
             first = run.offset + low - run.start
-            parts.append(memoryview(self._block(run, wait))[first : first + high - low])
+            parts.append(block[first : first + high - low])
             position = high
+            if self._streams is None:
+                self._prefetcher.walk(run.pack, run.block, len(block), first, first + high - low)
         if position < end:
             parts.append(bytes(end - position))
-        self._look_ahead(offset, end)
+        if self._streams is not None:
+            self._prefetcher.read(self, self._streams, offset, end)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _block(self, run: Run, wait: bool) -> bytes:
-        if not wait:
-            block = self._reader.peek_block(run.pack, run.block)
-            if block is None:
-                raise MustWait
-            return block
-        try:
-            return self._reader.block(run.pack, run.block)
-        except ObjectMissing as error:
-            raise ChunkMissing(run.chunk, f"its pack {error.name} is gone") from None
-
-    def _look_ahead(self, start: int, end: int) -> None:
-        """Note a read, and have the next blocks opened where it goes on where the last one ended."""
-        if abs(start - self._next) <= (_SLACK if self._sequence >= _SEQUENCE else 0):
-            self._sequence += 1
-            self._next = max(self._next, end)
-        else:
-            self._sequence = 0
-            self._next = self._asked = end
-        if self._sequence < _SEQUENCE or self._asked >= self.size:
-            return
-        if self._asked < self._next + _AHEAD - _STEP:
-            begin, self._asked = max(self._asked, self._next), self._next + _AHEAD
-            self._prefetcher.look_ahead(self, begin, self._asked)
+    def _forget(self) -> None:
+        self._number = self._windows.number()
 
     # --- where the bytes are ---
 
     def runs(self, start: int, end: int, wait: bool) -> list[Run]:
         """The runs that overlap [start, end), in order; what none of them covers is a hole."""
         end = min(end, self.size)
-        found: list[Run] = []
         if start >= end:
-            return found
-        for number in range(start >> _WINDOW_BITS, (end - 1 >> _WINDOW_BITS) + 1):
-            window = self._windows.get(number)
-            if window is None:
-                window = self._look_up(number, wait)
-            index = max(bisect_right(window, start, key=_start_of) - 1, 0)
-            while index < len(window) and window[index].start < end:
-                if window[index].end > start:
-                    found.append(window[index])
-                index += 1
+            return []
+        first, last = start >> _WINDOW_BITS, end - 1 >> _WINDOW_BITS
+        if first == last:
+            return _overlapping(self._window(first, wait), start, end)
+        found: list[Run] = []
+        for number in range(first, last + 1):
+            for run in _overlapping(self._window(number, wait), start, end):
+                if found and _continues(found[-1], run):
+                    found[-1] = found[-1]._replace(end=run.end)
+                else:
+                    found.append(run)
         return found
+
+    def _window(self, number: int, wait: bool) -> list[Run]:
+        key = (self._number, number)
+        window = self._windows.get(key)
+        if window is None:
+            window = self._look_up(number, wait)
+            self._windows.add(key, window)
+        return window
 
     def _look_up(self, number: int, wait: bool) -> list[Run]:
         if self._deep and not wait:
@@ -201,16 +253,50 @@ class OpenFile:
             if length != piece.chunk_length:
                 raise TreeDamaged(piece.chunk, "a content list records another length than the chunk has")
             run = Run(piece.offset, piece.offset + piece.length, piece.chunk, pack, block, offset + piece.skip)
-            last = runs[-1] if runs else None
-            if last is not None and _continues(last, run):
-                runs[-1] = last._replace(end=run.end)
+            if runs and _continues(runs[-1], run):
+                runs[-1] = runs[-1]._replace(end=run.end)
             else:
                 runs.append(run)
-        with self._lock:
-            while len(self._windows) >= _WINDOWS:
-                del self._windows[next(iter(self._windows))]
-            self._windows[number] = runs
         return runs
+
+
+class OpenFiles:
+    """The files read lately, by inode: for kernels that read without opening. Thread safe.
+
+    What a point holds never changes, so a file may be dropped at any time: the next read opens it again.
+    """
+
+    def __init__(self) -> None:
+        self._most = _OPEN_FILES
+        self._lock = threading.Lock()
+        self._files: OrderedDict[int, tuple[Directory | None, OpenFile]] = OrderedDict()
+
+    def get(self, inode: int, directory: Directory | None) -> OpenFile | None:
+        """The file where it is kept; `directory` is the one that its number lies in now."""
+        with self._lock:
+            kept = self._files.get(inode)
+            if kept is None or kept[0] is not directory:
+                return None  # in theory another directory may have got the number of one that was forgotten
+            self._files.move_to_end(inode)
+            return kept[1]
+
+    def add(self, inode: int, directory: Directory | None, file: OpenFile) -> None:
+        """Keep a file."""
+        with self._lock:
+            self._files[inode] = (directory, file)
+            self._files.move_to_end(inode)
+            while len(self._files) > self._most:
+                self._files.popitem(last=False)
+
+
+def _overlapping(runs: list[Run], start: int, end: int) -> list[Run]:
+    index = max(bisect_right(runs, start, key=_start_of) - 1, 0)
+    if index < len(runs) and runs[index].end <= start:
+        index += 1
+    after = index
+    while after < len(runs) and runs[after].start < end:
+        after += 1
+    return runs[index:after]
 
 
 def _start_of(run: Run) -> int:

@@ -13,7 +13,9 @@ from cas.model import Node, Owner, Tree, TreePage
 from cas.store import trees
 from cas.store.reader import Reader
 
-_CACHED_NODES: Final = 1 << 16  # decoded entries kept; about 500 bytes each
+_KEPT_MOST: Final = 32 << 20  # bytes of decoded pages kept
+_KEPT_LEAST: Final = 4 << 20
+_DECODED: Final = 5  # bytes of memory that one byte of a page takes when it is decoded, about
 
 
 class MustWait(Exception):
@@ -35,8 +37,14 @@ class Pages:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._lock = threading.Lock()
-        self._kept: OrderedDict[ChunkId, Tree] = OrderedDict()
-        self._kept_nodes = 0
+        self._kept: OrderedDict[ChunkId, tuple[Tree, int]] = OrderedDict()  # with the bytes it takes
+        self._kept_bytes = 0
+        self._most = max(min(reader.cache_bytes // 2, _KEPT_MOST), _KEPT_LEAST)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory the decoded pages take."""
+        return self._kept_bytes
 
     def outline(self, tree: ChunkId, wait: bool) -> Outline:
         """How a directory is paged. Raises TreeDamaged, MustWait, and the errors of reading."""
@@ -78,16 +86,17 @@ class Pages:
             kept = self._kept.get(tree)
             if kept is not None:
                 self._kept.move_to_end(tree)
-                return kept
-        loaded = trees.page(self._reader.chunk if wait else self._peek, tree)
+                return kept[0]
+        data = self._reader.chunk(tree) if wait else self._peek(tree)
+        loaded = trees.page(lambda _: data, tree)
         if isinstance(loaded, Tree):
+            size = _DECODED * len(data)
             with self._lock:
                 if tree not in self._kept:
-                    self._kept[tree] = loaded
-                    self._kept_nodes += len(loaded.nodes) + 1
-                while self._kept_nodes > _CACHED_NODES and len(self._kept) > 1:
-                    _, old = self._kept.popitem(last=False)
-                    self._kept_nodes -= len(old.nodes) + 1
+                    self._kept[tree] = (loaded, size)
+                    self._kept_bytes += size
+                while self._kept_bytes > self._most and len(self._kept) > 1:
+                    self._kept_bytes -= self._kept.popitem(last=False)[1][1]
         return loaded
 
     def _peek(self, chunk: ChunkId) -> memoryview:

@@ -1,105 +1,117 @@
 """The process of a drive: opens the repository, mounts, answers until it is unmounted.
 
-`python -m mount.serve` reads a `DriveRequest` from standard input, and writes one JSON string to standard output:
-"ready" when the drive answers, or else what went wrong. Standard error is the drive's log.
+`python -m mount.serve` reads a `DriveRequest` from standard input, and writes one JSON document to standard output:
+how many points it shows when the drive answers, or else what went wrong. Standard error is the drive's log.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes, urlsplit
 
-from cas.errors import BackdriveError, Damaged, FormatTooNew, MountFailed, ObjectDamaged, ObjectMissing, PointNotFound
-from cas.ids import RepositoryId
+import msgspec
+
+from cas.errors import (
+    BackdriveError,
+    MountFailed,
+    ObjectDamaged,
+    ObjectMissing,
+)
+from cas.ids import ChunkId, PointId, RepositoryId
 from cas.model import Point
 from cas.repository import Repository, check_vault
+from cas.store.reader import ReaderCounts
+from cas.tasks.browse import resolve
+from cas.vault.base import Vault
 from cas.vault.locate import open_vault
-from mount.drives import (
+from mount.drives import DriveRequest, answer_of, prepare_target
+from mount.points import Keeper, PointSource, one_point
+from mount.records import (
     ALL_POINTS,
+    Counters,
     Drive,
-    DriveRequest,
-    prepare_target,
+    Publisher,
+    boot_id,
     process_birth,
-    record_path,
+    remove_record,
     remove_target,
     write_record,
 )
-from mount.timeline import Timeline
+from mount.timeline import Layout, Timeline
 from mount.view import View
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+_CACHE_FOR_A_READ: Final = 12 << 20  # bytes
+_FEWEST_THREADS: Final = 4
+_MOST_THREADS: Final = 24
+
 _log = logging.getLogger("backdrive.drive")
 
-
-class _Points:
-    """All points of a repository, of which each is read once."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-        self._known: dict[str, Point | None] = {}  # by object name; None: it cannot be read
-        self._told = ""  # the fault logged last
-
-    def __call__(self) -> list[Point]:
-        """Oldest first. Raises the vault's errors and CacheUnusable."""
-        try:
-            points = self._look()
-        except BackdriveError as error:
-            if error.args[0] != self._told:
-                self._told = error.args[0]
-                _log.error("new points cannot be looked for: %s", error.args[0])
-            raise
-        self._told = ""
-        return points
-
-    def _look(self) -> list[Point]:
-        repository = self._repository
-        names = repository.point_names()
-        new = [name for name in names if name not in self._known]
-        if new:
-            for problem in repository.refresh().errors:
-                _log.error("%s", problem.args[0])
-        for name in new:
-            try:
-                self._known[name] = repository.read_point(name)
-            except (Damaged, FormatTooNew, ObjectMissing) as error:
-                _log.error("%s", error.args[0])
-                self._known[name] = None
-        self._known = {name: self._known[name] for name in names}
-        points = [point for point in self._known.values() if point is not None]
-        return sorted(points, key=lambda point: (point.started, point.id))
+_DEVICE: Final = "/dev/fuse"
+_FUSE_CONF: Final = Path("/etc/fuse.conf")
 
 
 def _fuse() -> ModuleType:
     """The adapter to the kernel. Raises MountFailed where the system has none."""
     if not sys.platform.startswith("linux"):
         raise MountFailed("Drives need Linux and FUSE so far.", "Use 'backdrive restore'.")
-    try:
-        from mount import fuse
-    except ImportError as error:
-        raise MountFailed(
-            f"Drives need the Python package pyfuse3 ({error}).",
-            "Install the system's package fuse3 and backdrive with its extra 'fuse'.",
-        ) from None
-    if not os.path.exists("/dev/fuse"):
-        raise MountFailed("This system has no /dev/fuse.", "Load the kernel's module fuse, or use 'backdrive restore'.")
+    from mount import fuse
+
+    trouble = _device_trouble()
+    if trouble:
+        raise MountFailed(trouble, "Load the kernel's module fuse, or use 'backdrive restore'.")
     return fuse
 
 
-def run(request: DriveRequest, ready: Callable[[], None] = lambda: None) -> None:
-    """Mount, and answer until somebody unmounts or SIGTERM or SIGINT comes. For the main thread.
+def _device_trouble() -> str:
+    """Why no drive can be opened on this system, or ""."""
+    if not os.path.exists(_DEVICE):
+        return f"This system has no {_DEVICE}."
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        # fusermount3 may be allowed what other programs of this user are not.
+        if os.geteuid() == 0 or error.errno in (errno.ENODEV, errno.ENXIO):
+            return f"{_DEVICE} cannot be opened: {error.strerror}."
+    return ""
 
-    Raises MountFailed, PointNotFound, and what opening a repository raises.
+
+def _check_sharing(allow_other: bool) -> None:
+    """Raises MountFailed where this user may not let other users into a drive."""
+    if not allow_other or os.geteuid() == 0:
+        return
+    try:
+        lines = _FUSE_CONF.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    if not any(line.strip() == "user_allow_other" for line in lines):
+        raise MountFailed(
+            f"Only root may let other users into a drive here: {_FUSE_CONF} does not say user_allow_other.",
+            f"Have root add that line to {_FUSE_CONF}, or mount without --allow-other.",
+        )
+
+
+def run(request: DriveRequest, ready: Callable[[int], None] = lambda points: None) -> None:
+    """Mount, and answer until somebody unmounts or SIGTERM, SIGINT or SIGHUP comes. For the main thread.
+
+    `ready` is told how many points are shown. Raises MountFailed, PointNotFound, PathNotFound, NoSpace, and what
+    opening a repository raises.
     """
     fuse = _fuse()
-    vault = open_vault(request.vault)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # of the terminal that a drive in the foreground is on
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    vault = _open_vault(request)
     try:
         try:
             check_vault(vault)
@@ -108,29 +120,96 @@ def run(request: DriveRequest, ready: Callable[[], None] = lambda: None) -> None
         with Repository(vault, RepositoryId(request.repository), request.secret, request.cache) as repository:
             for problem in repository.refresh().errors:
                 _log.error("%s", problem.args[0])
-            if request.point is None:
-                root: Point | Timeline = Timeline(_Points(repository))
-            else:
-                root = _point(repository, request.point)
-            view = View(repository.reader(request.cache_bytes), root, owner=(os.getuid(), os.getgid()))
-            try:
-                _mount(fuse, view, request, ready)
-            finally:
-                view.close()
+            _serve(fuse, repository, request, _needed(vault, request), ready)
     finally:
         vault.close()
 
 
-def _point(repository: Repository, point: str) -> Point:
-    """A point by its whole id: the others are not looked at, however many there are."""
+def _serve(
+    fuse: ModuleType, repository: Repository, request: DriveRequest, needed: list[Path], ready: Callable[[int], None]
+) -> None:
+    keeper = Keeper(repository, request.machine)
     try:
-        return repository.read_point(repository.layout.points + point)
-    except ObjectMissing:
-        raise PointNotFound(f"There is no recovery point {point}.") from None
+        root = _root(repository, request, keeper)
+        keeper.start()
+        reader = repository.reader(request.cache_bytes)
+        view = View(reader, root, owner=_owner(request))
+        try:
+            shown = root.count if isinstance(root, Timeline) else 1
+            _mount(fuse, view, reader.counts, request, needed, lambda: ready(shown))
+        finally:
+            view.close()
+    finally:
+        keeper.close()
 
 
-def _mount(fuse: ModuleType, view: View, request: DriveRequest, ready: Callable[[], None]) -> None:
-    target, made = prepare_target(request.target)
+def _open_vault(request: DriveRequest) -> Vault:
+    """The vault, behind the cache on disk where one is asked for."""
+    vault = open_vault(request.vault)
+    if request.disk_cache is None:
+        return vault
+    from cas.vault.caching import CachingVault
+
+    return CachingVault(vault, request.disk_cache, request.disk_cache_bytes)
+
+
+def _needed(vault: Vault, request: DriveRequest) -> list[Path]:
+    """The directories that the drive reads and writes while it is open."""
+    parts = urlsplit(vault.url)
+    places = [Path(os.fsdecode(unquote_to_bytes(parts.path)))] if parts.scheme == "file" else []
+    return [*places, request.cache, request.records, *([request.disk_cache] if request.disk_cache else [])]
+
+
+def _owner(request: DriveRequest) -> tuple[int, int]:
+    """Who owns the folders above the points."""
+    uid = os.getuid() if request.uid is None else request.uid
+    return uid, os.getgid() if request.gid is None else request.gid
+
+
+def _root(repository: Repository, request: DriveRequest, keeper: Keeper) -> Point | Timeline:
+    """What the drive shows. Raises PointNotFound, PathNotFound, MountFailed and the errors of reading."""
+    if request.point is None:
+        layout = Layout(request.layout)
+        # Samba looks for its directories in one place, so a machine of its own has them there.
+        flat = layout is Layout.GMT and request.only.machine is not None
+        return Timeline(PointSource(repository, request.only, keeper), layout=layout, flat=flat)
+    point = one_point(repository, PointId(request.point), keeper)
+    return point if request.folder is None else _rooted(repository, point, request.folder)
+
+
+def _rooted(repository: Repository, point: Point, folder: str) -> Point:
+    """The point as if a folder of it were its root."""
+    node, owner = resolve(repository.reader(), point, os.fsencode(folder))
+    if not node.is_directory:
+        raise MountFailed(f"{folder} is no directory in the recovery point {point.id[:8]}.", "Name the one it is in.")
+    return msgspec.structs.replace(point, root=ChunkId(node.content), root_node=node, root_owner=owner)
+
+
+def _shows(request: DriveRequest) -> str:
+    """What a record says of the part of the repository that is shown."""
+    if request.folder is not None:
+        return request.folder
+    parts: Sequence[str] = [request.layout if request.layout != Layout.TIME else "", str(request.only)]
+    return "" if request.point is not None else ", ".join(filter(None, parts))
+
+
+def _threads(cache_bytes: int) -> int:
+    """How many reads may wait for the vault at once: each uses a block, and the cache must have room for others."""
+    return min(max(cache_bytes // _CACHE_FOR_A_READ, _FEWEST_THREADS), _MOST_THREADS)
+
+
+def _mount(
+    fuse: ModuleType,
+    view: View,
+    costs: ReaderCounts,
+    request: DriveRequest,
+    needed: list[Path],
+    ready: Callable[[], None],
+) -> None:
+    allow_other = os.geteuid() == 0 if request.allow_other is None else request.allow_other
+    _check_sharing(allow_other)
+    options = fuse.MountOptions(allow_other, request.uid, request.gid, request.umask)
+    target, made = prepare_target(request.target, needed)
     pid = os.getpid()
     drive = Drive(
         pid=pid,
@@ -141,19 +220,28 @@ def _mount(fuse: ModuleType, view: View, request: DriveRequest, ready: Callable[
         vault=request.vault_name or request.vault,
         made_target=made,
         log="" if request.log is None else os.fspath(request.log),
+        boot=boot_id(),
+        shows=_shows(request),
     )
-    allow_other = os.geteuid() == 0 if request.allow_other is None else request.allow_other
+    asked = fuse.Counters()
+
+    def count() -> Counters:
+        return Counters(asked.requests, asked.reads, asked.read_bytes, asked.errors, costs.hits, costs.misses)
+
+    publisher = Publisher(request.records, drive, count)
 
     def record() -> None:
         write_record(request.records, drive)
+        publisher.start()
         _log.info("%s is mounted at %s", drive.point, target)
         ready()
 
     try:
-        fuse.serve(view, target, fuse.MountOptions(allow_other=allow_other), record)
+        fuse.serve(view, target, options, record, asked, _threads(request.cache_bytes))
         _log.info("%s is unmounted from %s", drive.point, target)
     finally:
-        record_path(request.records, target).unlink(missing_ok=True)
+        publisher.close()
+        remove_record(request.records, target)
         remove_target(drive)
 
 
@@ -168,9 +256,9 @@ def main() -> None:
     os.set_inheritable(answers, False)
     os.dup2(nothing, 1)
 
-    def answer(text: str) -> None:
+    def answer(**values: object) -> None:
         try:
-            os.write(answers, json.dumps(text).encode() + b"\n")
+            os.write(answers, json.dumps(values).encode() + b"\n")
             os.close(answers)
         except OSError:
             pass  # whoever asked has gone away: the drive stays
@@ -179,14 +267,14 @@ def main() -> None:
     sys.setswitchinterval(0.0005)  # seconds: the event loop must not wait long for threads that read ahead
     code = 0
     try:
-        run(request, lambda: answer("ready"))
+        run(request, lambda points: answer(points=points))
     except BackdriveError as error:
         _log.error("%s", error)
-        answer(str(error))
+        answer(**answer_of(error))
         code = 1
     except Exception as error:  # noqa: BLE001 - logged with its traceback, and told to whoever waits
         _log.exception("the drive ended")
-        answer(f"The drive's process failed: {error!r}.")
+        answer(**answer_of(MountFailed(f"The drive's process failed: {error!r}.", "Its log tells where.")))
         code = 1
     logging.shutdown()
     os._exit(code)  # without waiting for threads whose vault does not answer

@@ -17,13 +17,15 @@ from msgspec import Struct
 
 from cas.errors import BackdriveError
 from cas.model import Extra, Node, NodeKind, Owner, Point, WindowsExtra
+from cas.store.content import FileContent
 from cas.store.reader import Reader
 from mount import inodes
-from mount.files import OpenFile, Prefetcher
+from mount.ahead import Prefetcher
+from mount.files import ChunkFile, LongFile, OpenFile, OpenFiles, Windows, is_one_chunk
 from mount.inodes import ROOT
 from mount.nodes import Directory, Nodes, Stale, WrongKind
 from mount.pages import MustWait
-from mount.timeline import LATEST, Latest, MachineFolder, Place, PointFolder, Timeline, machine_name
+from mount.timeline import Latest, MachineFolder, Place, PointFolder, Timeline
 
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
 
@@ -83,6 +85,8 @@ class View:
         self._owner = owner
         self._nodes = Nodes(reader)
         self._prefetcher = Prefetcher(reader)
+        self._windows = Windows()
+        self._files = OpenFiles()
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -159,10 +163,27 @@ class View:
             windows = None if node.extra is None else node.extra.windows
             for known in windows.streams if windows is not None else []:
                 if known.name == stream:
-                    return OpenFile(self._reader, self._reader.stream_content(known), known.depth, self._prefetcher)
+                    return self._open(self._reader.stream_content(known), known.depth)
         if not node.is_file or stream:
             raise WrongKind("not a file")
-        return OpenFile(self._reader, self._reader.content(node), node.depth, self._prefetcher)
+        if is_one_chunk(node):
+            return ChunkFile(self._reader, node, self._prefetcher)
+        return self._open(self._reader.content(node), node.depth)
+
+    def _open(self, content: FileContent, depth: int) -> OpenFile:
+        return LongFile(self._reader, content, depth, self._prefetcher, self._windows)
+
+    def read(self, inode: int, offset: int, size: int, *, wait: bool = True) -> bytes | memoryview:
+        """Bytes of a file by its number, without opening it first; fewer than `size` only where it ends.
+
+        Raises WrongKind, Stale, MustWait and the errors of reading.
+        """
+        directory = self._nodes.known_parent(inode)
+        file = self._files.get(inode, directory)
+        if file is None:
+            file = self.open(inode, wait=wait)
+            self._files.add(inode, directory, file)
+        return file.read(offset, size, wait=wait)
 
     def path(self, inode: int) -> bytes:
         """Where a node is, from the root of the drive, as far as that is at hand: for messages."""
@@ -180,8 +201,8 @@ class View:
                 parts.append(directory.name)
             directory = directory.parent
         place = self._place(inode) if inodes.is_special(inode) else None
-        if isinstance(place, PointFolder) and place.name:
-            parts += [place.name, machine_name(place.point.machine)]
+        if isinstance(place, PointFolder) and self._timeline is not None:
+            parts += reversed(self._timeline.path(place))
         return b"/" + b"/".join(reversed(parts))
 
     def usage(self) -> Usage:
@@ -201,12 +222,10 @@ class View:
 
         Raises WrongKind, and as `attributes`.
         """
-        folder = self._folder(parent, wait)
-        if folder is not None:
-            for known, place in folder:
-                if known == name:
-                    return self._place_attributes(place)
-            return None
+        if self._is_folder(parent, wait):
+            assert self._timeline is not None
+            place = self._timeline.entry(self._machine(parent), name)
+            return None if place is None else self._place_attributes(place)
         found = self._nodes.lookup(self._directory(parent, wait), name, hold, wait)
         return None if found is None else _attributes(*found)
 
@@ -218,10 +237,10 @@ class View:
 
     def open_directory(self, inode: int, *, wait: bool = True) -> DirectoryHandle:
         """Open a directory for listing; close it with `close_directory`. Raises WrongKind, and as `attributes`."""
-        folder = self._folder(inode, wait)
-        if folder is not None:
+        if self._is_folder(inode, wait):
+            assert self._timeline is not None
             handle = DirectoryHandle(inode, ROOT)
-            handle.places = folder
+            handle.places = self._timeline.entries(self._machine(inode))
             return handle
         directory = self._directory(inode, wait)
         place = self._place(inode)
@@ -275,26 +294,30 @@ class View:
             raise Stale
         return place
 
-    def _folder(self, inode: int, wait: bool) -> list[tuple[bytes, Place]] | None:
-        """The present entries of a folder above the points; None where it is none."""
+    def _is_folder(self, inode: int, wait: bool) -> bool:
+        """Whether it is a folder above the points; if so, the points are up to date afterwards."""
         timeline = self._timeline
         if timeline is None or not inodes.is_special(inode):
-            return None
+            return False
         place = self._place(inode)
         if isinstance(place, PointFolder):
-            return None
+            return False
         if isinstance(place, Latest):
             raise WrongKind("not a directory")
         if timeline.due:
             if not wait:
                 raise MustWait
             timeline.refresh()
-        if place is None:
-            return [(machine.name, machine) for machine in timeline.machines()]
-        entries: list[tuple[bytes, Place]] = list(place.points.items())
-        if place.points:
-            entries.append((LATEST, place.latest))
-        return entries
+        return True
+
+    def _machine(self, inode: int) -> MachineFolder | None:
+        """The machine whose folder it is; None for the folder of the machines."""
+        assert self._timeline is not None
+        if inode == ROOT:
+            return self._timeline.top
+        place = self._timeline.place(inode)
+        assert isinstance(place, MachineFolder)
+        return place
 
     def _place_attributes(self, place: Place) -> Attributes:
         if isinstance(place, PointFolder):

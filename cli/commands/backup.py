@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     from cas.tasks.requests import BackupResult
 
 
-def _tags(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for tag in given:
-        key, equals, value = tag.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"'{tag}' is not of the form KEY=VALUE")
-        found[key] = value
-    return found
-
-
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=options.path_type)
 @click.option(
@@ -32,7 +22,7 @@ def _tags(_context: click.Context, _parameter: click.Parameter, given: tuple[str
 )
 @click.option("--one-file-system", is_flag=True, help="Do not cross into other file systems.")
 @click.option("--exclude-caches", is_flag=True, help="Leave out directories marked with a CACHEDIR.TAG.")
-@click.option("--tag", "tags", metavar="K=V", multiple=True, callback=_tags, help="Keep a note with the point.")
+@click.option("--tag", "tags", metavar="K=V", multiple=True, callback=options.tags, help="Keep a note with the point.")
 @click.option("--force-full", is_flag=True, help="Read every file, even where nothing seems to have changed.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be read, and store nothing.")
 @options.vault_option

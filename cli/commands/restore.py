@@ -80,8 +80,8 @@ def _summary(result: RestoreResult) -> str:
     parts += [
         f"{count:,} {what}"
         for count, what in (
-            (result.directories, "directories"),
-            (result.others, "links and others"),
+            (result.directories, "directory" if result.directories == 1 else "directories"),
+            (result.others, "link or other" if result.others == 1 else "links and others"),
             (result.unchanged, "already there"),
             (result.renamed, "beside what was there"),
             (result.skipped, "skipped"),

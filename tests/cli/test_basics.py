@@ -28,7 +28,7 @@ def all_commands(group: click.Group = cli, above: str = "") -> list[tuple[str, c
         assert command is not None
         if isinstance(command, click.Group):
             found += all_commands(command, f"{above}{name} ")
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             found.append((above + name, command))
     return found
 
@@ -40,6 +40,7 @@ def test_the_commands_are_those_of_the_table() -> None:
     assert {name for name, _ in COMMANDS} == {
         *("vault create", "register", "backup", "points", "ls", "find", "cat", "diff", "versions", "restore"),
         *("mount", "unmount", "mounts", "check", "stats", "cache rebuild", "cache clear"),
+        *("points delete", "points undelete", "retention set", "retention show", "retention apply", "collect"),
         *("key list", "key add", "key remove", "passphrase change", "version"),
     }
 

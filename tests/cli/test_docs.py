@@ -17,7 +17,10 @@ def leaves(group: click.Group, above: str = "") -> dict[str, click.Command]:
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
-        found |= leaves(command, f"{above}{name} ") if isinstance(command, click.Group) else {above + name: command}
+        if isinstance(command, click.Group):
+            found |= leaves(command, f"{above}{name} ")
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            found[above + name] = command
     return found
 
 

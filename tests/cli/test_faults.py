@@ -85,6 +85,24 @@ def test_a_full_home(
 
 
 @pytest.mark.root
+@pytest.mark.fuse
+def test_a_drive_with_a_full_home(
+    run_cli: RunCli, small_disk: Callable[[str, int], Path], vault: Path, tree: Path, tmp_path: Path
+) -> None:
+    disk = small_disk("disk", 2)
+    environment = {"BACKDRIVE_HOME": str(disk / "home")}
+    run_cli("register", vault, "--machine", "two", expect=0, env=environment)
+    run_cli("backup", tree, expect=0, env=environment)
+    fill(disk)
+    drive = tmp_path / "drive"
+    assert "No space left" in words(run_cli("mount", "latest@two", drive, expect=8, env=environment).stderr)
+    assert not drive.exists()
+    (disk / "ballast").unlink()
+    run_cli("mount", "latest@two", drive, expect=0, env=environment)
+    run_cli("unmount", drive, expect=0, env=environment)
+
+
+@pytest.mark.root
 def test_a_full_restore_target(
     run_cli: RunCli, small_disk: Callable[[str, int], Path], vault: Path, tree: Path
 ) -> None:
@@ -95,6 +113,7 @@ def test_a_full_restore_target(
 
 
 @pytest.mark.root
+@pytest.mark.fuse
 def test_a_vault_that_cannot_be_written(run_cli: RunCli, vault: Path, tree: Path, point: str, tmp_path: Path) -> None:
     other = {"BACKDRIVE_HOME": str(tmp_path / "other")}
     with read_only(vault):
@@ -107,6 +126,9 @@ def test_a_vault_that_cannot_be_written(run_cli: RunCli, vault: Path, tree: Path
             run_cli("check", "--read-data", "100", expect=0, env=environment)
         run_cli("restore", "latest@laptop", "--to", tmp_path / "back", expect=0, env=other)
         run_cli("backup", tree, expect=9, env=other)
+        run_cli("mount", tmp_path / "drive", expect=0)
+        assert Path(f"{tmp_path}/drive/laptop/latest{tree}/a.txt").read_text() == "the first\n"
+        run_cli("unmount", tmp_path / "drive", expect=0)
     assert run_cli("backup", tree, "--json", expect=0, env=other).json["point"]["machine"] == "two"
     run_cli("check", expect=0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cas.errors import MountFailed
+from cas.errors import MountFailed, VaultMissing
 from mount import drives
 from mount.drives import DriveRequest
 from tests.conftest import count_mount
@@ -84,7 +84,7 @@ def test_targets_that_cannot_be(bench: Bench) -> None:
 def test_a_vault_that_is_away_is_told(bench: Bench) -> None:
     point = bench.backup()
     bench.vault.rename(bench.root / "away")
-    with pytest.raises(MountFailed, match="There is no vault"):
+    with pytest.raises(VaultMissing, match="There is no vault"):  # told by another process, and of the same class
         drives.start(bench.request(point, bench.root / "drive"))
     assert not (bench.root / "drive").exists()
     assert drives.list_drives(bench.records) == []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.engine import write_files
-from tests.integration.drive_bench import Bench
+from tests.integration.drive_bench import Bench, wait_for
 
 pytestmark = pytest.mark.fuse
 
@@ -25,18 +27,22 @@ def _renameat2(old: Path, new: Path) -> None:
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
+def _open(path: Path | str, flags: int) -> None:
+    os.close(os.open(path, flags))
+
+
 def _attempts(root: Path, reading: int) -> dict[str, Callable[[], object]]:
     """Every call that would change something; `reading` is a descriptor of the file, open for reading."""
     file, folder, link, new = root / "file", root / "folder", root / "link", root / "new"
     descriptor = f"/proc/self/fd/{reading}"
     return {
-        "write": lambda: os.open(file, os.O_WRONLY),
-        "update": lambda: os.open(file, os.O_RDWR),
-        "append": lambda: os.open(file, os.O_WRONLY | os.O_APPEND),
+        "write": lambda: _open(file, os.O_WRONLY),
+        "update": lambda: _open(file, os.O_RDWR),
+        "append": lambda: _open(file, os.O_WRONLY | os.O_APPEND),
         "truncate at opening": lambda: os.open(file, os.O_WRONLY | os.O_TRUNC),
         "create": lambda: os.open(new, os.O_WRONLY | os.O_CREAT),
         "unnamed": lambda: os.open(folder, os.O_WRONLY | os.O_TMPFILE),
-        "through a descriptor": lambda: os.open(descriptor, os.O_WRONLY),
+        "through a descriptor": lambda: _open(descriptor, os.O_WRONLY),
         "truncate": lambda: os.truncate(file, 0),
         "truncate through a descriptor": lambda: os.truncate(descriptor, 0),
         "chmod": lambda: os.chmod(file, 0o600),
@@ -60,7 +66,7 @@ def _attempts(root: Path, reading: int) -> dict[str, Callable[[], object]]:
             "system.posix_acl_access",
             bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff".replace(" ", "")),
         ),
-        "xattr that asks the binding for its stacks": lambda: os.setxattr(root, "user.fuse_stacktrace", b""),
+        "xattr of the root": lambda: os.setxattr(root, "user.fuse_stacktrace", b""),
     }
 
 
@@ -70,18 +76,22 @@ def _make_source(bench: Bench) -> None:
     os.setxattr(bench.source / "file", "user.old", b"0")
 
 
-def _not_refused(root: Path) -> dict[str, int | None]:
+def _failing_otherwise(attempts: dict[str, Callable[[], object]]) -> dict[str, int | None]:
     """The calls that did not answer EROFS, with their errno, or 0 where they did it."""
     wrong: dict[str, int | None] = {}
-    with open(root / "file", "rb") as reading:
-        for name, attempt in _attempts(root, reading.fileno()).items():
-            try:
-                attempt()
-                wrong[name] = 0
-            except OSError as error:
-                if error.errno != errno.EROFS:
-                    wrong[name] = error.errno
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            wrong[name] = 0
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                wrong[name] = error.errno
     return wrong
+
+
+def _not_refused(root: Path) -> dict[str, int | None]:
+    with open(root / "file", "rb") as reading:
+        return _failing_otherwise(_attempts(root, reading.fileno()))
 
 
 def test_every_change_is_refused(bench: Bench) -> None:
@@ -92,6 +102,25 @@ def test_every_change_is_refused(bench: Bench) -> None:
         assert (mounted / "file").read_bytes() == b"content"
 
 
+# A kernel that was told that files need no opening does not ask when one is opened; it asks before anything is changed.
+_ONLY_OPENED = {"write", "update", "append", "through a descriptor"}
+
+
+def _changes(descriptor: int, other: int) -> dict[str, Callable[[], object]]:
+    """Every way to change a file that is open for writing."""
+    return {
+        "write": lambda: os.write(descriptor, b"x"),
+        "pwrite": lambda: os.pwrite(descriptor, b"x", 3),
+        "truncate": lambda: os.ftruncate(descriptor, 1),
+        "allocate": lambda: os.posix_fallocate(descriptor, 0, 100),
+        "copy": lambda: os.copy_file_range(other, descriptor, 1, 0, 4),
+        "send": lambda: os.sendfile(descriptor, other, 0, 1),
+        "chmod": lambda: os.fchmod(descriptor, 0o600),
+        "utime": lambda: os.utime(descriptor),
+        "setxattr": lambda: os.setxattr(descriptor, "user.new", b"1"),
+    }
+
+
 @pytest.mark.root
 def test_every_change_is_refused_after_root_remounts_it_writable(bench: Bench) -> None:
     _make_source(bench)
@@ -100,7 +129,32 @@ def test_every_change_is_refused_after_root_remounts_it_writable(bench: Bench) -
         mounted = target / bench.source.relative_to("/")
         assert not os.statvfs(mounted).f_flag & os.ST_RDONLY
         wrong = _not_refused(mounted)
-        wrong.pop("unnamed", None)  # the kernel answers by itself that this file system has no unnamed files
+        assert {name: wrong.pop(name, 0) for name in _ONLY_OPENED} == dict.fromkeys(_ONLY_OPENED, 0)
+        wrong.pop("unnamed", None)  # the kernel may answer by itself that this file system has no unnamed files
         assert wrong == {}
+        with open(mounted / "file", "rb") as reading:
+            for path in (mounted / "file", Path(f"/proc/self/fd/{reading.fileno()}")):
+                descriptor = os.open(path, os.O_RDWR)
+                try:
+                    assert _failing_otherwise(_changes(descriptor, reading.fileno())) == {}
+                finally:
+                    os.close(descriptor)
         assert (mounted / "file").read_bytes() == b"content"
         assert os.getxattr(mounted / "file", "user.old") == b"0"
+
+
+@pytest.mark.root
+def test_what_is_written_to_memory_does_not_stay(bench: Bench) -> None:
+    """A mapping of a file that is open for writing changes the kernel's copy: until it is written back."""
+    _make_source(bench)
+    with bench.drive(bench.backup()) as target:
+        subprocess.run(["mount", "-i", "-o", "remount,rw", target], check=True)
+        path = target / bench.source.relative_to("/") / "file"
+        descriptor = os.open(path, os.O_RDWR)
+        with mmap.mmap(descriptor, 0) as memory:
+            memory[:3] = b"CON"
+            with pytest.raises(OSError, match=r"Read-only file system|Input/output error"):
+                memory.flush()
+        with suppress(OSError):
+            os.close(descriptor)
+        wait_for(lambda: path.read_bytes() == b"content")

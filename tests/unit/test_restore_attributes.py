@@ -67,7 +67,8 @@ def test_modes_and_times_also_of_directories(lab: Lab, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "closed").mkdir(parents=True)
     (source / "closed" / "file").write_text("x")
-    for mode in (0o000, 0o400, 0o644, 0o666, 0o777, 0o4755, 0o2755, 0o6711, 0o1644):
+    modes = (0o400, 0o644, 0o666, 0o777, 0o4755, 0o2755, 0o6711, 0o1644)
+    for mode in (0o000, *modes) if os.geteuid() == 0 else modes:  # nobody else could read the first one back
         (source / f"{mode:o}").write_text("x")
         (source / f"{mode:o}").chmod(mode)
     os.utime(source / "644", ns=(1, 999_999_999))

@@ -101,7 +101,7 @@ def test_a_name_that_is_first_a_link_and_then_a_directory(
             ]
             inner = writer.meta(b"\x01" + msgspec.msgpack.encode(pages))
         node = Node(b"d", NodeKind.DIRECTORY, 0o755, 0, 0, 0, 0, 0, inner)
-        return writer.meta(b"\0" + msgspec.msgpack.encode(([Owner(0, 0)], [node])))
+        return writer.meta(b"\0" + msgspec.msgpack.encode(([Owner(os.getuid(), os.getgid())], [node])))
 
     for _ in range(2):
         result = restore(lab.repository, lab.store(write), RestoreRequest(target=target, conflict=conflict))
@@ -181,7 +181,7 @@ def test_chunks_that_are_missing_or_of_another_length(lab: Lab, target: Path) ->
         link = Extra(link=HardLink(1, 2))
         names = [Node(name, NodeKind.FILE, 0o644, 0, 9, 0, 0, 7, bytes(32), 0, link) for name in (b"n1", b"n2")]
         nodes = [list_lost, longer, lost, *names, odd, right]
-        return writer.meta(b"\0" + msgspec.msgpack.encode(([Owner(0, 0)], nodes)))
+        return writer.meta(b"\0" + msgspec.msgpack.encode(([Owner(os.getuid(), os.getgid())], nodes)))
 
     result = restore(lab.repository, lab.store(write), RestoreRequest(target=target))
     assert warned(result) == [os.fsencode(target / name) for name in ("list lost", "longer", "lost", "n1", "n2", "odd")]
@@ -193,7 +193,7 @@ def test_a_damaged_directory_costs_what_is_in_it(lab: Lab, target: Path) -> None
         broken = writer.meta(b"\0broken")
         nodes = [Node(b"d", NodeKind.DIRECTORY, 0o700, 0, 0, 5, 0, 1, broken)]
         nodes.append(Node(b"f", NodeKind.FILE, 0o644, 0, 1, 0, 0, 1, writer.chunk(b"x")))
-        return writer.meta(b"\0" + msgspec.msgpack.encode(([Owner(0, 0)], nodes)))
+        return writer.meta(b"\0" + msgspec.msgpack.encode(([Owner(os.getuid(), os.getgid())], nodes)))
 
     result = restore(lab.repository, lab.store(write), RestoreRequest(target=target))
     assert warned(result) == [os.fsencode(target / "d")]

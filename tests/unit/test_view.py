@@ -361,8 +361,9 @@ def test_what_is_not_at_hand_is_not_waited_for(shelf: Shelf) -> None:
 def test_random_reads_open_only_their_block_and_sequential_ones_the_next_too(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mount.files._AHEAD", 64 << 10)
-    monkeypatch.setattr("mount.files._STEP", 8 << 10)
+    monkeypatch.setattr("mount.ahead._FIRST_WINDOW", 64 << 10)
+    monkeypatch.setattr("mount.ahead._WINDOW_LEAST", 8 << 10)
+    monkeypatch.setattr("mount.files._SMALL", 64 << 10)
     data = _bytes(600_000)
     point = shelf.point([shelf.file(b"file", data)])
     view = View(shelf.reader(), point)
@@ -388,6 +389,55 @@ def test_random_reads_open_only_their_block_and_sequential_ones_the_next_too(
     view.close()
 
 
+def test_files_are_read_by_number_without_opening_them(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mount.files._OPEN_FILES", 4)
+    datas = [_bytes(3000, seed) for seed in range(12)]
+    nodes = [shelf.file(b"%02d" % number, data) for number, data in enumerate(datas)]
+    point = shelf.point([*nodes, shelf.folder(b"dir", [])])
+    view = View(shelf.reader(), point)
+    inodes_ = [_walk(view, b"%02d" % number) for number in range(12)]
+    for _ in range(2):
+        for inode, data in zip(inodes_, datas, strict=True):
+            assert view.read(inode, 100, 5000) == data[100:]
+            assert view.read(inode, 0, 10, wait=False) == data[:10]
+            assert view.read(inode, 3000, 10) == b""
+    for wrong in (_walk(view, b"dir"), ROOT):
+        with pytest.raises(WrongKind):
+            view.read(wrong, 0, 10)
+    with pytest.raises(Stale):
+        view.read(inodes.entry_inode(12345, 1), 0, 10)
+    view.close()
+
+
+def test_a_number_that_went_to_another_directory_never_gives_the_old_bytes(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are hashes: two directories may come to the same one, where the first is forgotten."""
+    monkeypatch.setattr("mount.nodes._IDLE", 1)
+    monkeypatch.setattr("mount.inodes.directory_number", lambda point, inode: 77)
+    folders = [shelf.folder(name, [shelf.file(b"file", name * 500)]) for name in (b"one", b"two")]
+    point = shelf.point(folders)
+    view = View(shelf.reader(), point)
+    one = _walk(view, b"one", b"file")
+    assert view.read(one, 0, 3) == b"one"
+    for _ in range(3):  # until the number has gone over
+        two = _walk(view, b"two", b"file")
+        assert view.read(two, 0, 3) == b"two"
+    view.close()
+
+
+def test_decoded_directories_are_bounded(shelf: Shelf) -> None:
+    folders = [shelf.folder(b"%03d" % n, [_node(b"%03d-%03d" % (n, m)) for m in range(300)]) for n in range(100)]
+    point = shelf.point(folders)
+    view = View(shelf.reader(1 << 20), point)
+    pages = view._nodes._pages
+    for name, inode in _list(view, ROOT):
+        assert [entry for entry, _ in _list(view, inode)] == [name + b"-%03d" % m for m in range(300)]
+        assert pages.size <= 4 << 20
+    assert pages.size > 3 << 20
+    view.close()
+
+
 def test_an_open_file_survives_an_index_made_anew(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _bytes(100_000)
     point = shelf.point([shelf.file(b"file", data)])
@@ -397,7 +447,7 @@ def test_an_open_file_survives_an_index_made_anew(shelf: Shelf, monkeypatch: pyt
     block = Reader.block
     faults = [CacheUnusable("The index cache contradicts itself.")]
 
-    def once(reader: Reader, pack: int, number: int) -> bytes:
+    def once(reader: Reader, pack: int, number: int) -> memoryview:
         if faults:
             raise faults.pop()
         return block(reader, pack, number)
