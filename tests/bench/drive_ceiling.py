@@ -51,7 +51,7 @@ class Node:
 
 
 def load(source: Path, big: int, huge: int) -> list[Node]:
-    """All nodes by number, the root is 1: a copy of SOURCE, `big` with that many bytes, and the directory `huge`."""
+    """All nodes by number, the root is 1: a copy of SOURCE, `big.bin` of so many bytes, and the directory `huge`."""
     nodes = [Node(0, 0, 0, 0)]
 
     def add(parent: Node | None, name: bytes, mode: int, size: int, mtime: int) -> Node:
@@ -63,7 +63,7 @@ def load(source: Path, big: int, huge: int) -> list[Node]:
         return node
 
     root = add(None, b"", S_IFDIR | 0o755, 0, 0)
-    stack = [(add(root, b"tree", S_IFDIR | 0o755, 0, 0), os.fsencode(source))]
+    stack = [(add(root, os.fsencode(source.name), S_IFDIR | 0o755, 0, 0), os.fsencode(source))]
     while stack:
         folder, path = stack.pop()
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
@@ -74,7 +74,7 @@ def load(source: Path, big: int, huge: int) -> list[Node]:
                 node.target = os.readlink(entry.path)
             elif entry.is_dir():
                 stack.append((node, entry.path))
-    add(root, b"big", S_IFREG | 0o644, big, 0)
+    add(root, b"big.bin", S_IFREG | 0o644, big, 0)
     folder = add(root, b"huge", S_IFDIR | 0o755, 0, 0)
     for number in range(huge):
         add(folder, b"file number %07d" % number, S_IFREG | 0o644, 0, number)
@@ -229,7 +229,7 @@ def mounted(name: str, arguments: argparse.Namespace, target: Path) -> Iterator[
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"{name} did not mount")
         time.sleep(0.05)
-    (target / "big").stat()
+    (target / "big.bin").stat()
     device = target.stat().st_dev
     read_ahead = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
     read_ahead.write_text(str(arguments.read_ahead))
@@ -248,13 +248,13 @@ def measure(arguments: argparse.Namespace, target: Path) -> dict[str, dict[str, 
         for name in names:
             path = Path(folder) / name
             if path.is_file() and not path.is_symlink() and path.stat().st_size < _SMALL:
-                chosen.append(os.fsencode(target / "tree" / path.relative_to(arguments.source)))
+                chosen.append(os.fsencode(target / arguments.source.name / path.relative_to(arguments.source)))
     small.write_bytes(b"\0".join(sorted(chosen)[:_SMALL_FILES]))
     works = {
-        "find -ls": f"find {target}/tree -ls",
-        "find -ls again": f"find {target}/tree -ls",
+        "find -ls": f"find {target}/{arguments.source.name} -ls",
+        "find -ls again": f"find {target}/{arguments.source.name} -ls",
         f"{_SMALL_FILES} small files": f"xargs -0 cat < {small}",
-        f"{arguments.big} MiB": f"dd if={target}/big bs=1M",
+        f"{arguments.big} MiB": f"dd if={target}/big.bin bs=1M",
         **({"ls -f of the huge one": f"ls -f {target}/huge"} if arguments.huge else {}),
     }
     found: dict[str, dict[str, list[float]]] = {}

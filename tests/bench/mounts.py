@@ -1,5 +1,8 @@
 """Times the drives of backdrive and restic on the same points, in turn, and prints medians and ratios.
 
+Beside them a trivial file system in memory over the same binding (`tests.bench.drive_ceiling`), which shows the same
+names and as many bytes: no drive could be faster.
+
     python -m tests.bench.mounts SOURCE [--work DIR] [--runs N] [--big MIB]
 
 SOURCE is a real tree (a copy of /usr/share on a tmpfs, say); a file of random bytes is made beside it. Every row has a
@@ -11,11 +14,15 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from mount.fuse_mount import raise_read_ahead
 from tests.bench.peers import (
     Backdrive,
     Figures,
@@ -36,6 +43,32 @@ for _ in range(500):
     assert len(os.pread(file, 65536, places.randrange(0, size - 65536))) == 65536
 """
 ROWS = ("find -ls", "2 GiB in sequence", "4,000 small files", "500 random reads of 64 KiB")
+
+
+class Ceiling(Peer):
+    """The trivial file system."""
+
+    name = "ceiling"
+
+    def __init__(self, place: Path, tree: Path, big: int) -> None:
+        super().__init__(place)
+        self._shape = [str(tree), "--big", str(big)]
+
+    def mount(self, target: Path) -> Callable[[], None]:
+        command = [sys.executable, "-m", "tests.bench.drive_ceiling", *self._shape, "--serve", "ours", str(target)]
+        process = subprocess.Popen(command, env=self.environment)
+        while not os.path.ismount(target):
+            if process.poll() is not None:
+                raise SystemExit("the trivial file system did not mount")
+            time.sleep(0.05)
+        (target / "big.bin").stat()
+        raise_read_ahead(str(target), 1024)
+
+        def stop() -> None:
+            subprocess.run(["fusermount3", "-u", str(target)], check=True)
+            process.wait()
+
+        return stop
 
 
 def drop_page_cache() -> None:
@@ -111,7 +144,13 @@ def main() -> None:
         peer.reset()
         for what in (big, source):
             timed(peer.backup(what), peer.environment)
-    show(f"drives, vaults in {work}", measure(peers, source, big, work, arguments.runs), peers)
+    ceiling = Ceiling(work / "ceiling", source, arguments.big)
+    rows = measure([*peers, ceiling], source, big, work, arguments.runs)
+    show(f"drives, vaults in {work}", rows, peers)
+    print("\n| work | ceiling | backdrive reaches |\n|---|---|---|")
+    for row in ROWS[:3]:
+        least, ours = (statistics.median(rows[row][name].seconds) for name in (ceiling.name, Backdrive.name))
+        print(f"| {row} | {least:.2f} | {least / ours:.0%} |")
     shutil.rmtree(work)
 
 
