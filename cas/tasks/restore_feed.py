@@ -41,12 +41,13 @@ class Feed:
         node = job.node
         pieces: list[Piece] | None = []
         if job.action is Action.CREATE and node.is_file:
-            if node.depth or node.size > _PART_BYTES:
+            if node.size > _PART_BYTES:
                 self.flush()
                 job.directory.hold()
                 self._large(job)
                 return
-            if len(node.content) == CHUNK_ID_BYTES and (node.extra is None or node.extra.extents is None):
+            whole = not node.depth and (node.extra is None or node.extra.extents is None)
+            if whole and len(node.content) == CHUNK_ID_BYTES:
                 pieces = None
             else:
                 try:
