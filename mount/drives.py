@@ -56,7 +56,7 @@ _SYSTEM: Final = ("/proc", "/sys")  # the kernel's own: it shows there what it l
 _MALLOC: Final = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 
 _started: list[subprocess.Popen[bytes]] = []  # by this process, and not known to have ended

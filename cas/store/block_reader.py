@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from cas.errors import CacheUnusable, PackDamaged
-from cas.store.blocks import BlockCache, Key, allocate
+from cas.store.blocks import BlockCache, Key, Memory, allocate
 from cas.store.formats import Codec, PackKind
 from cas.store.index import BlockInfo, Index, PackInfo
 from cas.store.keys import RepositoryKeys
@@ -144,7 +144,7 @@ class BlockReader:
             raise
         self._fetch(known, key, [where], [pending], [buffer])
 
-    def _take(self, cache: BlockCache, plain: int, weight: int, most: int) -> bytearray | None:
+    def _take(self, cache: BlockCache, plain: int, weight: int, most: int) -> Memory | None:
         """Room for a block, and for what it takes to open it; None where there is none now. Under the lock."""
         if self._moving and self._moving + weight > most:
             return None
@@ -163,7 +163,7 @@ class BlockReader:
         known = self._pack(pack)
         wheres = [self._index.block(pack, number) for number in range(first, last + 1)]
         pendings: list[_Pending] = []
-        buffers: list[bytearray] = []
+        buffers: list[Memory] = []
         after = last + 1
         with self._lock:
             while wheres and self._is_known(known, (pack, first)):
@@ -190,7 +190,7 @@ class BlockReader:
         return key in known.cache or key in self._pending
 
     def _fetch(
-        self, known: _Pack, key: Key, wheres: list[BlockInfo], pendings: list[_Pending], buffers: list[bytearray]
+        self, known: _Pack, key: Key, wheres: list[BlockInfo], pendings: list[_Pending], buffers: list[Memory]
     ) -> None:
         """Read blocks that lie side by side, from that of `key` on, and open them. What fails is in their pendings."""
         pack, first = key
@@ -223,7 +223,7 @@ class BlockReader:
                     pending.block = known.cache.put((pack, number), view, buffer)
             self._publish((pack, number), pending, failed)
 
-    def _unseal(self, known: _Pack, number: int, where: BlockInfo, sealed: memoryview, buffer: bytearray) -> memoryview:
+    def _unseal(self, known: _Pack, number: int, where: BlockInfo, sealed: memoryview, buffer: Memory) -> memoryview:
         """Open a block into a buffer; a read-only view of it. Raises PackDamaged, and the vault's errors."""
         try:
             return _unseal(known, number, where, sealed, buffer)
@@ -274,7 +274,7 @@ def _weight(where: BlockInfo) -> int:
     return where.sealed if where.codec == Codec.RAW else 2 * where.sealed
 
 
-def _unseal(known: _Pack, number: int, where: BlockInfo, sealed: memoryview, buffer: bytearray) -> memoryview:
+def _unseal(known: _Pack, number: int, where: BlockInfo, sealed: memoryview, buffer: Memory) -> memoryview:
     """Open a block into a buffer; a read-only view of it."""
     if len(sealed) != where.sealed:
         raise PackDamaged(known.info.id.hex(), where.offset, "it is cut short")
