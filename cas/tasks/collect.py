@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 from cas.errors import (
@@ -27,7 +28,7 @@ from cas.repository import Repository, list_packs
 from cas.store import formats
 from cas.store.formats import ObjectKind, PackKind
 from cas.store.layout import new_id
-from cas.store.lifecycle import COLLECT, Condemned, join_packs
+from cas.store.lifecycle import BACKUP, COLLECT, DRIVE, Condemned, join_packs
 from cas.store.writer import Writer
 from cas.tasks.announce import HOUR, Announcement
 from cas.tasks.collect_copy import copy_pack
@@ -160,7 +161,7 @@ class _Round:
             pack for known in (*condemned.values(), *repository.condemned.values()) for _, pack in known.ids()
         }
         present: set[bytes] = {pack for _, pack, _ in list_packs(repository)}
-        report.notes = roots.notes
+        report.notes = roots.notes + _holders(roots)
         report.points, report.deleted_points = roots.points, roots.deleted
         report.problems = [error for error in problems.errors if not self._removed(error)]
 
@@ -381,6 +382,20 @@ class _Round:
         for name in ripe:
             repository.vault.delete(name)
         repository.refresh()
+
+
+def _holders(roots: Roots) -> list[str]:
+    """Who keeps data that no point has any more, for a person."""
+    notes = []
+    for kind, what in ((DRIVE, "drives"), (BACKUP, "backups under way")):
+        found = [known for known in roots.holding if known.kind == kind]
+        if found:
+            until = datetime.fromtimestamp(max(known.until for known in found) // 1_000_000_000, UTC)
+            notes.append(
+                f"Data of points that are gone is kept, and counted as needed, for {what} ({len(found)}); "
+                f"for one that was killed until {until:%Y-%m-%d %H:%M} UTC."
+            )
+    return notes
 
 
 def _why(blocking: list[Known], until: int) -> tuple[int, str]:

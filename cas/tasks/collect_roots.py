@@ -30,6 +30,7 @@ class Known:
 
     id: str
     told: dict[str, Session | None] = field(default_factory=dict)  # by object name
+    followed: bool = False  # its machine has begun another backup since
 
     @property
     def readable(self) -> list[Session]:
@@ -48,7 +49,8 @@ class Known:
     @property
     def until(self) -> int:
         """How long it counts, if it is not renewed."""
-        return self.written + LIFETIME.get(self.kind, LIFETIME[BACKUP]) + MARGIN
+        lifetime = LIFETIME.get(self.kind, LIFETIME[BACKUP])
+        return self.written + (min(lifetime, SILENCE) if self.followed else lifetime) + MARGIN
 
     @property
     def knows(self) -> set[str]:
@@ -65,6 +67,7 @@ class Roots:
     points: int = 0
     deleted: int = 0  # points that can be taken back
     drives: int = 0
+    holding: list[Known] = field(default_factory=list)  # sessions that rely on trees which no point has any more
     waiting: list[Known] = field(default_factory=list)  # backups under way
     working: set[str] = field(default_factory=set)  # sessions whose packs are not to be judged yet
     notes: list[str] = field(default_factory=list)
@@ -82,6 +85,7 @@ class Census:
         self._now = 0
         self._read: dict[str, Session | None] = {}
         self._notes: list[str] = []
+        self._began: dict[str, int] | None = None
 
     def take(self) -> Roots:
         """Look at everything. Call it when what is condemned has been listed.
@@ -118,6 +122,8 @@ class Census:
             if live:
                 roots.announced.update(root for session in known.readable for root in session.roots)
                 roots.drives += known.kind == DRIVE
+                if any(root not in roots.trees for session in known.readable for root in session.roots):
+                    roots.holding.append(known)
             if live and known.kind in (BACKUP, COLLECT) and known.id != self._own and known.id not in alive:
                 roots.working.add(known.id)
         return roots
@@ -148,19 +154,38 @@ class Census:
             return known.until <= now
         if known.id in ended:
             return True
-        mine = known.readable
-        followed = bool(mine) and any(
-            session.machine == mine[0].machine and session.started > mine[0].started
-            for other in others.values()
-            if other.kind == BACKUP and other.id != known.id
-            for session in other.readable[:1]
-        )
-        silent = known.written + SILENCE + MARGIN <= now
-        if known.until > now and not (followed and silent):
+        known.followed = self._is_followed(known, others)
+        if known.until > now:
             return False
         if self._write:
             self._repository.close_point(PointId(known.id), now)  # if it has committed just now, it has ended as well
         return True
+
+    def _is_followed(self, known: Known, others: dict[str, Known]) -> bool:
+        """Whether its machine has begun another backup since, which is told by a session or by a point."""
+        if not known.readable:
+            return False
+        mine = known.readable[0]
+        began = [
+            session.started
+            for other in others.values()
+            if other.kind == BACKUP and other.id != known.id
+            for session in other.readable[:1]
+            if session.machine == mine.machine
+        ]
+        return any(started > mine.started for started in (*began, self._newest().get(mine.machine, 0)))
+
+    def _newest(self) -> dict[str, int]:
+        """When each machine's newest point was begun. A point that cannot be read is told of later."""
+        if self._began is None:
+            self._began = {}
+            for name in self._repository.point_names():
+                try:
+                    point = self._repository.read_point(name)
+                except (Damaged, FormatTooNew, ObjectMissing):
+                    continue
+                self._began[point.machine_id] = max(self._began.get(point.machine_id, 0), point.started)
+        return self._began
 
     def _remove(self, known: Known) -> None:
         if self._write and known.id != self._own:

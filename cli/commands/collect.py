@@ -10,7 +10,7 @@ import click
 from cli import options, render
 
 if TYPE_CHECKING:
-    from cas.tasks.collect import CollectReport
+    from cas.tasks.collect import CollectReport, Waiting
 
 _TIME = re.compile(r"([0-9]{1,9})\s*([smhd]?)")
 _SECONDS = {"s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
@@ -135,9 +135,13 @@ def _lines(report: CollectReport, dry_run: bool) -> list[str]:
         )
     verb = "freed" if dry_run else "Freed"
     lines.append(f"{would}{verb} {render.size(report.freed)} in {render.plural(report.deleted, 'pack')}.")
+    by_reason: dict[str, list[Waiting]] = {}
     for each in report.waiting:
+        by_reason.setdefault(each.why, []).append(each)
+    for why, waiting in by_reason.items():
         lines.append(
-            f"{render.size(each.size)} in {render.plural(each.packs, 'pack')} wait: {each.why}. A collect after "
-            f"{render.time(each.until)} frees them."
+            f"{render.size(sum(each.size for each in waiting))} in "
+            f"{render.plural(sum(each.packs for each in waiting), 'pack')} wait: {why}. "
+            f"A collect after {render.time(max(each.until for each in waiting))} frees them."
         )
     return lines

@@ -159,7 +159,9 @@ def delete(ids: tuple[str, ...], purge_now: bool, yes_purge: str | None, vault: 
     for known in done:
         what = f"Point {known.point.id[:8]} of {point_time(known.point).replace('T', ' ')}"
         if purge_now:
-            render.line(f"{what} is deleted for good. 'backdrive collect' gives its space back.")
+            render.line(
+                f"{what} is deleted for good. 'backdrive collect' gives its space back, unless a drive shows it."
+            )
         else:
             render.line(f"{what} is deleted. It can be taken back until {render.time(known.purge_after)}.")
 

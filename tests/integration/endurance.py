@@ -4,8 +4,9 @@
 
 Makes a vault in DIRECTORY (empty, best on a tmpfs), mounts all its points, and lets processes compare random pieces of
 random files with copies of what was protected, while the source changes and is protected again, and points are deleted
-and collected, over and over. Ends with the number of comparisons and the drive's largest resident memory; fails on a
-wrong byte, on any error, and where the drive takes more memory than `--cache-size` and 150 MiB.
+by hand and by retention, and collected, over and over. Ends with the number of comparisons and the drive's largest
+resident memory; fails on a wrong byte, on any error, and where the drive takes more memory than `--cache-size` and
+150 MiB.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Endurance:
         self._make_source()
         self.command("vault", "create", str(self._vault))
         self.command("register", str(self._vault), "--machine", _MACHINE)
+        self.command("retention", "set", "--daily", "7")
         self._protect()
         self._change_source(range(400))
         self._protect()
@@ -134,14 +136,16 @@ class Endurance:
         pid = next(drive["pid"] for drive in json.loads(self.command("mounts", "--json")))
         points = collected = 0
         peak = 0.0
-        while time.monotonic() < until or points < 2 * least:
+        while time.monotonic() < until or points < 3 * least:
             # Half of what a hidden point added is needed by the next one: when it goes, its packs are written anew.
             self._change_source(range(400))
             hidden = self._backup()
             self._change_source(range(200))
             self._protect()
-            points += 2
+            points += 3
             self._purge(hidden)
+            self._backup()  # for retention to delete
+            self.command("retention", "apply")
             if len(self._points) > _KEPT:
                 self._delete([*self._points][2])  # the first two stay
             collected += self._collect()
@@ -183,7 +187,7 @@ class Endurance:
 
     def _protect(self) -> None:
         """Take a point, and publish a copy of the source under the name of the point's folder in the drive."""
-        point = self._backup("--tag", _TAG)
+        point = self._backup("--tag", _TAG, "--tag", "retain-until=always")
         copy = self._expected / f".{point}"
         shutil.copytree(self._source, copy)
         if not os.path.ismount(self._drive):

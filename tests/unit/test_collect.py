@@ -145,6 +145,26 @@ def test_a_backup_under_way_is_waited_for(world: World, source: Path, clock: Clo
         assert check(repository).ok
 
 
+def test_a_killed_backup_is_not_waited_for_long_when_its_machine_goes_on(
+    world: World, source: Path, clock: Clock
+) -> None:
+    points = fill(world, source, clock)
+    with world.open() as repository:
+        Announcement(repository, points[0].machine_id, BACKUP, clock, PointId(new_id())).begin()
+    clock.now += HOUR
+    fill(world, source, clock, turns=1)
+    with world.open() as repository:
+        purge(repository, clock, points[0])
+        (waiting,) = run(repository, clock, grace=1).waiting  # which also removes the session of the backup that ended
+        clock.now += 1
+        (waiting,) = run(repository, clock).waiting
+        assert "was begun before" in waiting.why
+        clock.now = waiting.until
+        report = run(repository, clock)
+        assert (report.waiting, report.freed > 0) == ([], True)
+        assert waiting.until < points[0].started + 3 * DAY
+
+
 def test_a_backup_that_knows_what_is_condemned_is_not_waited_for(world: World, source: Path, clock: Clock) -> None:
     points = fill(world, source, clock)
     with world.open() as repository, world.open(cache=source.parent / "other") as other:
@@ -211,7 +231,9 @@ def test_what_a_drive_shows_is_kept_while_it_is_announced(world: World, source: 
         clock.now += HOUR
         assert session.due <= clock.now
         assert session.show(points) == points  # it can still be had: no collect has purged it yet
-        assert run(repository, clock).freed == 0
+        report = run(repository, clock)
+        assert report.freed == 0
+        assert ["for drives (1)" in note for note in report.notes] == [True]
         assert session.show(points) == points[1:]  # not any more; but what is told goes on being kept
         assert files_of(drive.reader(), points[0])
         clock.now += 4 * HOUR  # it is silent: it has gone
