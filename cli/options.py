@@ -86,8 +86,13 @@ def parse_size(text: str) -> int | None:
     return None if found is None else int(found[1]) << 10 * " KMGTP".index(found[2].upper() or " ")
 
 
-def size_at_least(least: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
-    """The callback of an option that takes a number of bytes, of which there must be so many at least."""
+def size_at_least(
+    least: int, *, in_memory: bool = False
+) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """The callback of an option that takes a number of bytes, of which there must be so many at least.
+
+    With `in_memory`, this machine must have as much memory.
+    """
 
     def callback(_context: click.Context, _parameter: click.Parameter, given: str | None) -> int | None:
         size = None if given is None else parse_size(given)
@@ -95,9 +100,19 @@ def size_at_least(least: int) -> Callable[[click.Context, click.Parameter, str |
             raise click.BadParameter(f"'{given}' is no size. Give one such as 256M or 20G.")
         if size is not None and size < least:
             raise click.BadParameter(f"{given} is too little: {least >> 20}M is the least.")
+        if size is not None and in_memory and size > _memory():
+            raise click.BadParameter(f"{given} is too much: this machine has {_memory() >> 20}M of memory.")
         return size
 
     return callback
+
+
+def _memory() -> int:
+    """How many bytes of memory this machine has; more than any option may give, where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 def tags(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:

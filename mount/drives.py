@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cas import errors
 from cas.errors import BackdriveError, MountFailed
@@ -28,6 +28,7 @@ from mount.records import (
     Counters,
     Drive,
     list_records,
+    mounted_below,
     mounted_targets,
     no_room,
     process_birth,
@@ -36,6 +37,7 @@ from mount.records import (
     record_path,
     remove_record,
     remove_target,
+    shown,
 )
 
 _STOP_SECONDS: Final = 10.0  # that a drive has to end after it was unmounted
@@ -103,6 +105,13 @@ class DriveRequest:
         return DriveRequest(**{**values, **paths, "secret": bytes.fromhex(values["secret"]), "only": only})
 
 
+class Ready(NamedTuple):
+    """What a drive tells when it answers."""
+
+    points: int  # that it shows now
+    machines: tuple[str, ...] = ()  # those that have points, where the one that was asked for has none
+
+
 def list_drives(records: Path) -> list[Drive]:
     """Every drive, the oldest first; those whose process is dead and whose mount is still there too.
 
@@ -123,34 +132,37 @@ def prepare_target(target: Path, needed: Iterable[Path] = ()) -> tuple[str, bool
     path = _mount_path(target)
     named = (path, os.path.abspath(target))  # /proc/self/... leads elsewhere for each process
     if path == "/" or any(name == top or name.startswith(top + "/") for name in named for top in _SYSTEM):
-        raise MountFailed(f"{path} belongs to the system, and cannot be a drive.", "Choose another directory.")
+        raise MountFailed(f"{shown(path)} belongs to the system, and cannot be a drive.", "Choose another directory.")
     for directory in needed:
         place = os.path.realpath(directory)
         if place == path or place.startswith(path + "/"):
             raise MountFailed(
-                f"A drive at {path} would hide {place}, which it needs itself.", "Choose another directory."
+                f"A drive at {shown(path)} would hide {shown(place)}, which it needs itself.",
+                "Choose another directory.",
             )
     if path in mounted_targets():
         if _is_dead(path):
-            raise MountFailed(f"{path} is a drive whose process has ended.", "Run 'backdrive unmount' first.")
-        raise MountFailed(f"{path} is a drive already.", "Run 'backdrive unmount' first, or choose another directory.")
+            raise MountFailed(f"{shown(path)} is a drive whose process has ended.", "Run 'backdrive unmount' first.")
+        raise MountFailed(
+            f"{shown(path)} is a drive already.", "Run 'backdrive unmount' first, or choose another directory."
+        )
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         try:
             os.mkdir(path)
         except OSError as error:
-            raise MountFailed(f"{path} does not exist and cannot be made: {error.strerror}.") from None
+            raise MountFailed(f"{shown(path)} does not exist and cannot be made: {error.strerror}.") from None
         return path, True
     except OSError as error:
-        raise MountFailed(f"{path} cannot be used: {error.strerror}.") from None
+        raise MountFailed(f"{shown(path)} cannot be used: {error.strerror}.") from None
     if not stat.S_ISDIR(mode):
-        raise MountFailed(f"{path} is not a directory.")
+        raise MountFailed(f"{shown(path)} is not a directory.")
     return path, False
 
 
-def start(request: DriveRequest) -> int:
-    """Start a drive in the background; it is ready when this returns. Returns how many points it shows now.
+def start(request: DriveRequest) -> Ready:
+    """Start a drive in the background; it is ready when this returns.
 
     Raises what the drive's process could not do, as `mount.serve.run` raises it, and NoSpace.
     """
@@ -164,7 +176,7 @@ def start(request: DriveRequest) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise no_room(error, log) or MountFailed(
-            f"The drive's log {log} cannot be written: {error.strerror}."
+            f"The drive's log {shown(log)} cannot be written: {error.strerror}."
         ) from None
     try:
         before = os.fstat(output).st_size
@@ -189,7 +201,7 @@ def start(request: DriveRequest) -> int:
         raise _error(answer) if answer else MountFailed(_last_words(log, before, process.returncode))
     _reap()
     _started.append(process)
-    return int(answer["points"])
+    return Ready(int(answer["points"]), tuple(answer["machines"]))
 
 
 def answer_of(error: BackdriveError) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def stop(target: Path, records: Path) -> None:
     drive = read_record(record_path(records, path))
     if path not in mounted_targets():
         if drive is None:
-            raise MountFailed(f"There is no drive at {path}.", "Run 'backdrive mounts' to see them.")
+            raise MountFailed(f"There is no drive at {shown(path)}.", "Run 'backdrive mounts' to see them.")
         if drive.alive:  # unmounted by other means, and not yet gone
             with suppress(OSError):
                 os.kill(drive.pid, signal.SIGTERM)
@@ -321,15 +333,23 @@ def _unmount(path: str, lazily: bool) -> None:
         raise MountFailed("There is no fusermount3 to unmount with.", "Install the system's package fuse3.") from None
     if done.returncode == 0 or path not in mounted_targets():
         return
+    inside = mounted_below(path)
+    if inside:
+        more = ", ..." if len(inside) > _SHOWN_HOLDERS else ""
+        raise MountFailed(
+            f"The drive at {shown(path)} cannot be closed, because another file system is mounted inside it: "
+            f"{', '.join(map(shown, inside[:_SHOWN_HOLDERS]))}{more}.",
+            "Unmount that first.",
+        )
     holders = _holders(path)
     if holders:
         more = ", ..." if len(holders) > _SHOWN_HOLDERS else ""
         raise MountFailed(
-            f"The drive at {path} is in use by {', '.join(holders[:_SHOWN_HOLDERS])}{more}.",
+            f"The drive at {shown(path)} is in use by {', '.join(holders[:_SHOWN_HOLDERS])}{more}.",
             "Close what is open in it, leave the directory, and try again.",
         )
-    reason = done.stderr.decode(errors="replace").strip() or f"fusermount3 ended with code {done.returncode}"
-    raise MountFailed(f"The drive at {path} cannot be unmounted: {reason}.")
+    reason = shown(done.stderr.decode(errors="replace").strip()) or f"fusermount3 ended with code {done.returncode}"
+    raise MountFailed(f"The drive at {shown(path)} cannot be unmounted: {reason}.")
 
 
 def _await_end(drive: Drive) -> None:
@@ -357,6 +377,7 @@ __all__ = [
     "Counters",
     "Drive",
     "DriveRequest",
+    "Ready",
     "list_drives",
     "mounted_targets",
     "process_birth",

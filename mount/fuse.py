@@ -23,6 +23,7 @@ from mount.fuse_attributes import FOR_EVER, SHORT, MountOptions, Shown, inode_of
 from mount.fuse_listing import Listings
 from mount.fuse_session import Counters, Operation, Refused, Session
 from mount.inodes import POSITIONS, ROOT
+from mount.records import shown
 from mount.timeline import Place
 from mount.view import Stale, View, WrongKind
 
@@ -65,7 +66,7 @@ class _Faults:
         if len(self._told) >= _QUIET_MOST:
             self._told.clear()
         self._told[key] = now
-        _log.error("%s: %s", os.fsdecode(self._view.path(inode)), error.args[0])
+        _log.error("%s: %s", shown(os.fsdecode(self._view.path(inode))), error.args[0])
 
 
 class _Folders:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cas.errors import MountFailed
+from mount.records import shown
 
 _DEVICE: Final = "/dev/fuse"
 _HELPER: Final = "fusermount3"
@@ -112,4 +113,4 @@ def _environment() -> dict[str, str]:
 
 
 def _failed(target: str, reason: str | None) -> MountFailed:
-    return MountFailed(f"The drive cannot be mounted at {target} ({reason}).")
+    return MountFailed(f"The drive cannot be mounted at {shown(target)} ({reason}).")

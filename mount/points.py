@@ -134,6 +134,14 @@ class PointSource:
             points = self._chosen()
         return sorted(points, key=lambda point: (point.started, point.id))
 
+    def machines(self) -> list[str]:
+        """The names of the machines that have points, whichever of these the filter leaves, where that is last read."""
+        return sorted({point.machine for point in self._known.values() if point is not None})
+
+    def has_machine(self, machine: str) -> bool:
+        """Whether a machine of this name or id has points."""
+        return any(p is not None and machine in (p.machine, p.machine_id) for p in self._known.values())
+
     def _chosen(self) -> list[Point]:
         now = time.time_ns()
         return [point for point in self._known.values() if point is not None and self._only.matches(point, now)]

@@ -80,16 +80,36 @@ def process_birth(pid: int) -> int | None:
     return None if fields_after_name[0] in (b"Z", b"X") else int(fields_after_name[19])
 
 
-def mounted_targets() -> set[str]:
-    """Where drives of ours are mounted, as the kernel has it, those of dead processes among them."""
-    found = set()
+def _mounts() -> list[tuple[str, bytes]]:
+    """Where something is mounted, as the kernel has it, and of which type it is."""
+    found = []
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             parts = line.split(b" ")
-            if parts[parts.index(b"-") + 1] == _FILE_SYSTEM:
-                path = parts[4].decode("unicode_escape").encode("latin-1")  # blanks are written \040
-                found.add(os.fsdecode(path))
+            path = parts[4].decode("unicode_escape").encode("latin-1")  # blanks are written \040
+            found.append((os.fsdecode(path), parts[parts.index(b"-") + 1]))
     return found
+
+
+def mounted_targets() -> set[str]:
+    """Where drives of ours are mounted, as the kernel has it, those of dead processes among them."""
+    return {path for path, kind in _mounts() if kind == _FILE_SYSTEM}
+
+
+def mounted_below(target: str) -> list[str]:
+    """Where other file systems are mounted inside a target."""
+    return [path for path, _ in _mounts() if path.startswith(target + "/")]
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for a message or a log: what is not printable text is written as escapes, as `backdrive mounts` does."""
+    return "".join(c if c.isprintable() else _escape(ord(c)) for c in os.fsdecode(path))
+
+
+def _escape(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no text
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -117,7 +137,7 @@ def write_record(records: Path, drive: Drive) -> None:
         _replace(record_path(records, drive.target), asdict(drive))
     except OSError as error:
         raise no_room(error, records) or MountFailed(
-            f"The drive cannot be recorded in {records}: {error.strerror}."
+            f"The drive cannot be recorded in {shown(records)}: {error.strerror}."
         ) from None
 
 

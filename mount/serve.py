@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from cas.store.reader import ReaderCounts
 from cas.tasks.browse import resolve
 from cas.vault.base import Vault
 from cas.vault.locate import open_vault
-from mount.drives import DriveRequest, answer_of, prepare_target
+from mount.drives import DriveRequest, Ready, answer_of, prepare_target
 from mount.points import Keeper, PointSource, one_point
 from mount.records import (
     ALL_POINTS,
@@ -41,9 +42,11 @@ from mount.records import (
     Drive,
     Publisher,
     boot_id,
+    no_room,
     process_birth,
     remove_record,
     remove_target,
+    shown,
     write_record,
 )
 from mount.timeline import Layout, Timeline
@@ -102,10 +105,10 @@ def _check_sharing(allow_other: bool) -> None:
         )
 
 
-def run(request: DriveRequest, ready: Callable[[int], None] = lambda points: None) -> None:
+def run(request: DriveRequest, ready: Callable[[Ready], None] = lambda told: None) -> None:
     """Mount, and answer until somebody unmounts or SIGTERM, SIGINT or SIGHUP comes. For the main thread.
 
-    `ready` is told how many points are shown. Raises MountFailed, PointNotFound, PathNotFound, NoSpace, and what
+    `ready` is told which points are shown. Raises MountFailed, PointNotFound, PathNotFound, NoSpace, and what
     opening a repository raises.
     """
     fuse = _fuse()
@@ -126,17 +129,16 @@ def run(request: DriveRequest, ready: Callable[[int], None] = lambda points: Non
 
 
 def _serve(
-    fuse: ModuleType, repository: Repository, request: DriveRequest, needed: list[Path], ready: Callable[[int], None]
+    fuse: ModuleType, repository: Repository, request: DriveRequest, needed: list[Path], ready: Callable[[Ready], None]
 ) -> None:
     keeper = Keeper(repository, request.machine)
     try:
-        root = _root(repository, request, keeper)
+        root, told = _root(repository, request, keeper)
         keeper.start()
         reader = repository.reader(request.cache_bytes)
         view = View(reader, root, owner=_owner(request))
         try:
-            shown = root.count if isinstance(root, Timeline) else 1
-            _mount(fuse, view, reader.counts, request, needed, lambda: ready(shown))
+            _mount(fuse, view, reader.counts, request, needed, lambda: ready(told))
         finally:
             view.close()
     finally:
@@ -153,6 +155,18 @@ def _open_vault(request: DriveRequest) -> Vault:
     return CachingVault(vault, request.disk_cache, request.disk_cache_bytes)
 
 
+def _check_writable(directory: Path) -> None:
+    """Make the directory of the cache on disk, where there is none. Raises MountFailed, NoSpace."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise no_room(error, directory) or MountFailed(
+            f"The cache on disk cannot be kept in {shown(directory)}: {reason}.", "Give --disk-cache another directory."
+        ) from None
+
+
 def _needed(vault: Vault, request: DriveRequest) -> list[Path]:
     """The directories that the drive reads and writes while it is open."""
     parts = urlsplit(vault.url)
@@ -166,22 +180,31 @@ def _owner(request: DriveRequest) -> tuple[int, int]:
     return uid, os.getgid() if request.gid is None else request.gid
 
 
-def _root(repository: Repository, request: DriveRequest, keeper: Keeper) -> Point | Timeline:
-    """What the drive shows. Raises PointNotFound, PathNotFound, MountFailed and the errors of reading."""
+def _root(repository: Repository, request: DriveRequest, keeper: Keeper) -> tuple[Point | Timeline, Ready]:
+    """What the drive shows, and what to tell of it.
+
+    Raises PointNotFound, PathNotFound, MountFailed and the errors of reading.
+    """
     if request.point is None:
         layout = Layout(request.layout)
         # Samba looks for its directories in one place, so a machine of its own has them there.
         flat = layout is Layout.GMT and request.only.machine is not None
-        return Timeline(PointSource(repository, request.only, keeper), layout=layout, flat=flat)
+        source = PointSource(repository, request.only, keeper)
+        timeline = Timeline(source, layout=layout, flat=flat)
+        machine = request.only.machine
+        unknown = machine is not None and not source.has_machine(machine)
+        return timeline, Ready(timeline.count, tuple(source.machines()) if unknown else ())
     point = one_point(repository, PointId(request.point), keeper)
-    return point if request.folder is None else _rooted(repository, point, request.folder)
+    return point if request.folder is None else _rooted(repository, point, request.folder), Ready(1)
 
 
 def _rooted(repository: Repository, point: Point, folder: str) -> Point:
     """The point as if a folder of it were its root."""
     node, owner = resolve(repository.reader(), point, os.fsencode(folder))
     if not node.is_directory:
-        raise MountFailed(f"{folder} is no directory in the recovery point {point.id[:8]}.", "Name the one it is in.")
+        raise MountFailed(
+            f"{shown(folder)} is no directory in the recovery point {point.id[:8]}.", "Name the one it is in."
+        )
     return msgspec.structs.replace(point, root=ChunkId(node.content), root_node=node, root_owner=owner)
 
 
@@ -233,12 +256,14 @@ def _mount(
     def record() -> None:
         write_record(request.records, drive)
         publisher.start()
-        _log.info("%s is mounted at %s", drive.point, target)
+        _log.info("%s is mounted at %s", drive.point, shown(target))
         ready()
 
     try:
+        if request.disk_cache is not None:
+            _check_writable(request.disk_cache)  # only now that it is known not to be below the target
         fuse.serve(view, target, options, record, asked, _threads(request.cache_bytes))
-        _log.info("%s is unmounted from %s", drive.point, target)
+        _log.info("%s is unmounted from %s", drive.point, shown(target))
     finally:
         publisher.close()
         remove_record(request.records, target)
@@ -248,7 +273,7 @@ def _mount(
 def main() -> None:
     """The background process."""
     request = DriveRequest.decode(sys.stdin.buffer.read())
-    target = os.fspath(request.target).replace("%", "%%")  # several drives may share a log
+    target = shown(request.target).replace("%", "%%")  # several drives may share a log
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {target} %(message)s", level=logging.INFO)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -267,7 +292,7 @@ def main() -> None:
     sys.setswitchinterval(0.0005)  # seconds: the event loop must not wait long for threads that read ahead
     code = 0
     try:
-        run(request, lambda points: answer(points=points))
+        run(request, lambda told: answer(points=told.points, machines=told.machines))
     except BackdriveError as error:
         _log.error("%s", error)
         answer(**answer_of(error))

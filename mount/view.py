@@ -28,6 +28,7 @@ from mount.pages import MustWait
 from mount.timeline import Latest, MachineFolder, Place, PointFolder, Timeline
 
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
+_ACCESS_ACL: Final = b"system.posix_acl_access"
 
 
 class Attributes(Struct, frozen=True, gc=False):
@@ -45,6 +46,7 @@ class Attributes(Struct, frozen=True, gc=False):
     birth: int
     device: tuple[int, int] = (0, 0)
     lasting: bool = True  # never changes; False for the folders above the points
+    acl: bytes | None = None  # the POSIX access ACL, as Linux keeps it; the group bits of `mode` are then its mask
 
 
 class Usage(NamedTuple):
@@ -326,7 +328,9 @@ class View:
             if node is None:
                 return Attributes(place.inode, 0o40755, 1, 0, 0, 0, 0, when, when, 0, lasting=lasting)
             ids = (place.point.root_owner.uid, place.point.root_owner.gid)
-            return Attributes(place.inode, node.st_mode, 1, *ids, 0, 0, node.mtime, node.ctime, 0, lasting=lasting)
+            acl = None if node.extra is None else node.extra.xattrs.get(_ACCESS_ACL)
+            times = (node.mtime, node.ctime, 0)
+            return Attributes(place.inode, node.st_mode, 1, *ids, 0, 0, *times, lasting=lasting, acl=acl)
         machine = place.machine if isinstance(place, Latest) else place
         when = 0 if machine.newest is None else machine.newest.point.started
         if isinstance(place, MachineFolder):
@@ -356,6 +360,7 @@ def _attributes(inode: int, node: Node, owner: Owner) -> Attributes:
     allocated = node.size if node.kind == NodeKind.FILE else 0
     device = (0, 0)
     birth = 0
+    acl = None
     if extra is not None:
         if extra.link is not None:
             links = extra.link.count
@@ -364,9 +369,10 @@ def _attributes(inode: int, node: Node, owner: Owner) -> Attributes:
         if extra.device is not None:
             device = extra.device
         birth = extra.birth
-    return Attributes(
-        inode, node.st_mode, links, owner.uid, owner.gid, node.size, allocated, node.mtime, node.ctime, birth, device
-    )
+        acl = extra.xattrs.get(_ACCESS_ACL)
+    ids = (owner.uid, owner.gid)
+    times = (node.mtime, node.ctime, birth)
+    return Attributes(inode, node.st_mode, links, *ids, node.size, allocated, *times, device, True, acl)
 
 
 __all__ = ["Attributes", "DirectoryHandle", "Entry", "MustWait", "Stale", "Usage", "View", "WrongKind"]

@@ -13,7 +13,7 @@ from cli import options, render
 
 if TYPE_CHECKING:
     from cas.agent.home import Home
-    from mount.drives import Counters, Drive
+    from mount.drives import Counters, Drive, DriveRequest, Ready
 
 _LEAST_CACHE: Final = 16 << 20
 _LEAST_DISK_CACHE: Final = 64 << 20
@@ -33,11 +33,32 @@ def _size_and_place(
     return limit, Path(directory).absolute() if directory else None
 
 
+def _machine(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    """The callback of `--machine`."""
+    if given is not None and not given.strip():
+        raise click.BadParameter("Give a machine's name, as 'backdrive points' shows it.")
+    return given
+
+
+def _absolute(context: click.Context, parameter: click.Parameter, given: bytes | None) -> bytes | None:
+    """The callback of `--path`: it is one in the points, wherever the command is typed."""
+    if given is not None and not os.path.isabs(given):
+        raise click.BadParameter(f"'{render.path(given)}' is not absolute. Give the path as it was backed up.")
+    return given
+
+
 @click.command()
 @click.argument("arguments", metavar="[POINT[:/FOLDER]] TARGET", nargs=-1, required=True)
 @click.option("--layout", type=click.Choice(["time", "gmt"]), help="How points are named; gmt is for Samba.")
-@click.option("--machine", metavar="M", help="Only the points of this machine.")
-@click.option("--path", "inside", metavar="P", type=options.path_type, help="Only the points that protect this path.")
+@click.option("--machine", metavar="M", callback=_machine, help="Only the points of this machine.")
+@click.option(
+    "--path",
+    "inside",
+    metavar="P",
+    type=options.path_type,
+    callback=_absolute,
+    help="Only the points that protect this path.",
+)
 @click.option("--since", metavar="TIME", help="Only points from TIME on: 2026-11, 2026-11-22T07:30, 30d, 12h, 8w, 2y.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=options.tags, help="Only points with this tag.")
 @click.option(
@@ -49,7 +70,7 @@ def _size_and_place(
 @click.option(
     "--cache-size",
     metavar="SIZE",
-    callback=options.size_at_least(_LEAST_CACHE),
+    callback=options.size_at_least(_LEAST_CACHE, in_memory=True),
     help="Memory for what was read. Default: 128M.",
 )
 @click.option(
@@ -102,14 +123,18 @@ def mount(
         from mount.serve import run
 
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-        run(request, lambda points: _tell(points, f"The drive is open at {target}. Ctrl-C closes it.", render.note))
+        run(request, lambda told: _tell(told, request, " Ctrl-C closes it.", render.note))
         return
-    _tell(drives.start(request), f"The drive is open at {target}.", render.line)
+    _tell(drives.start(request), request, "", render.line)
 
 
-def _tell(points: int, message: str, say: Callable[[str], None]) -> None:
-    say(message)
-    if not points:
+def _tell(told: Ready, request: DriveRequest, more: str, say: Callable[[str], None]) -> None:
+    say(f"The drive is open at {render.path(os.fsencode(request.target))}.{more}")
+    if told.machines:
+        asked = render.path(os.fsencode(request.only.machine or ""))
+        known = ", ".join(render.path(os.fsencode(machine)) for machine in told.machines)
+        render.note(f"No machine named '{asked}' has recovery points yet. Those that have: {known}.")
+    if not told.points:
         render.note("It shows no recovery point yet; it will when there is one.")
 
 
@@ -158,7 +183,7 @@ def unmount(target: Path) -> None:
     from mount import drives
 
     drives.stop(target.absolute(), options.home().drives)
-    render.line(f"The drive at {target} is closed.")
+    render.line(f"The drive at {render.path(os.fsencode(target))} is closed.")
 
 
 @click.command()

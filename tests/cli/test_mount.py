@@ -160,7 +160,12 @@ def test_a_choice_of_all_points_as_a_drive(
     assert shown("--tag", "n=1", "--tag", "more=x") == 0
     assert shown("--since", "1h", "--layout", "gmt", "--machine", "laptop") == 2
     assert shown("--since", "2999") == 0
-    assert "no recovery point yet" in run_cli("mount", drive, "--machine", "nobody", expect=0).stderr
+    noted = words(run_cli("mount", drive, "--machine", "no\nbody", expect=0).stderr)
+    assert r"No machine named 'no\x0abody' has recovery points yet. Those that have: laptop." in noted
+    assert "no recovery point yet" in noted
+    run_cli("unmount", drive, expect=0)
+    noted = run_cli("mount", drive, "--machine", "laptop", "--since", "2999", expect=0).stderr
+    assert "no recovery point yet" in noted and "No machine named" not in noted
     run_cli("unmount", drive, expect=0)
 
 
@@ -178,6 +183,11 @@ def test_a_choice_of_all_points_as_a_drive(
         ("--layout", "flat"),
         ("--cache-size", "much"),
         ("--cache-size", "1M"),
+        ("--cache-size", "900T"),
+        ("--machine", ""),
+        ("--machine", " "),
+        ("--path", ""),
+        ("--path", "srv/projects"),
         ("--disk-cache", "1G:"),
         ("--disk-cache", "/var/cache"),
         ("--uid", "no such user"),
@@ -342,6 +352,23 @@ def test_a_cache_on_disk(
         run_cli("unmount", drive, expect=0)
     refused = run_cli("mount", "latest", drive, "--disk-cache", f"64M:{drive}/x", expect=13)
     assert "would hide" in words(refused.stderr)
+    for place, reason in ((tree / "a.txt", "it is not a directory"), (tree / "a.txt" / "x", "Not a directory")):
+        refused = run_cli("mount", "latest", drive, "--disk-cache", f"64M:{place}", expect=13)
+        assert f"cannot be kept in {place}: {reason}" in words(refused.stderr)
+        assert not drive.exists() and drive not in fuse_mounts()
+
+
+def test_odd_names_are_told_as_escapes(run_cli: RunCli, point: str, tmp_path: Path, count_mount: Count) -> None:
+    drive = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\x1b[31m\nb\xff"))
+    shown = rf"{tmp_path}/a\x1b[31m\x0ab\xff"
+    assert f"open at {shown}." in run_cli("mount", "latest", drive, expect=0).stdout
+    count_mount(drive)
+    assert shown in run_cli("mounts", expect=0).stdout
+    assert f"{shown} is a drive already" in words(run_cli("mount", "latest", drive, expect=13).stderr)
+    assert f"at {shown} is closed" in run_cli("unmount", drive, expect=0).stdout
+    assert f"no drive at {shown}" in words(run_cli("unmount", drive, expect=13).stderr)
+    log = (tmp_path / "home" / "logs" / "drives.log").read_text()
+    assert shown in log and all(line[:2] == "20" for line in log.splitlines())
 
 
 def test_a_collect_takes_nothing_of_a_point_that_a_drive_was_in(

@@ -102,6 +102,20 @@ def test_a_drive_in_use_says_by_whom(bench: Bench) -> None:
             user.wait()
 
 
+@pytest.mark.root
+def test_a_drive_with_another_file_system_inside_says_which(bench: Bench) -> None:
+    write_files(bench.source, {"a folder/file": b"x"})
+    with bench.mounted_source() as mounted:
+        place = mounted / "a folder"
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+        try:
+            with pytest.raises(MountFailed, match="another file system is mounted inside it: ") as refused:
+                drives.stop(bench.root / "drive", bench.records)
+            assert os.fspath(place) in str(refused.value)
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+
 def test_several_drives_at_once(bench: Bench) -> None:
     write_files(bench.source, {"file": b"one"})
     first = bench.backup()
