@@ -80,7 +80,7 @@ def local_zone() -> str:
 def judge(session: Session, points: list[Point], policy: Policy, now: int) -> dict[str, Verdict]:
     """The verdicts on this machine's own points among `points`, by id."""
     own = [point for point in points if point.machine_id == session.registration.machine_id]
-    taken = [Taken(point.id, point.started, point.tags.get(RETAIN_TAG, "")) for point in own]
+    taken = [Taken(point.id, point.started, point.tags.get(RETAIN_TAG, ""), tuple(point.paths)) for point in own]
     return {verdict.id: verdict for verdict in keep(taken, policy, now, zone_of(policy))}
 
 

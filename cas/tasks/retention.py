@@ -2,8 +2,13 @@
 
 A policy has up to four tiers. A tier has slots, the times at which one of its points is due: days that its selectors
 choose, at times of day. A slot's point is the first one at or after it, so that the next successful backup stands in
-for a missed one. It is kept for the tier's days, weeks, months or years, counted from its own time by the calendar of
-the policy's time zone. Nothing is remembered between calls: a changed policy holds for all points at once.
+for a missed one. It is kept for the tier's days, weeks, months or years, counted from the slot by the calendar of the
+policy's time zone. Points are judged among those that protect the same paths. Nothing is remembered between calls: a
+changed policy holds for all points at once.
+
+Deleting what is not kept changes no verdict on the rest. A point inherits the slots of its deleted predecessors; as a
+slot's end is its own, whichever point holds it, those are over, or their points would not have been deleted. (Counted
+from the point's time, the end would move with each heir.) A slot that a kept point holds stays with it.
 """
 
 from __future__ import annotations
@@ -27,9 +32,16 @@ LIMITS: Final = {DAILY: (7, 9999), WEEKLY: (4, 5163), MONTHLY: (3, 1188), YEARLY
 """The least and the most of a tier, in its own unit."""
 
 MOST_POINTS: Final = 9999  # that a policy may keep
-RETAIN_TAG: Final = "retain-until"  # a point's tag: a date, or `always`
+RETAIN_TAG: Final = "retain-until"  # a point's tag: a date, or ALWAYS
+ALWAYS: Final = "always"
 _NS: Final = 1_000_000_000
 _LAST: Final = -1
+_APART: Final = {
+    DAILY: 3,
+    WEEKLY: 9,
+    MONTHLY: 40,
+    YEARLY: 380,
+}  # days, among which there is a slot of the tier for sure
 
 
 class Day(Struct, frozen=True, omit_defaults=True):
@@ -67,11 +79,12 @@ class Policy(Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A point as retention sees it: `started` in ns, and what its tag RETAIN_TAG says."""
+    """A point as retention sees it: `started` in ns, what its tag RETAIN_TAG says, and the paths that it protects."""
 
     id: str
     started: int
     retain: str = ""
+    paths: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,25 +121,33 @@ def check_policy(policy: Policy) -> None:
 def keep(points: Iterable[Taken], policy: Policy, now: int, zone: tzinfo) -> list[Verdict]:
     """A verdict on each point of one machine, oldest first. `now` is ns.
 
-    The newest point always stays; so does the newest of a weekly, monthly or yearly tier, although it has expired,
-    until a backup has been taken since. Without tiers everything stays.
+    Points of the same paths are judged by themselves, as if there were no others. The newest of them always stays; so
+    does the newest of a weekly, monthly or yearly tier, although it has expired, until a backup has been taken since.
+    Without tiers everything stays.
     """
     ordered = sorted(points, key=lambda point: (point.started, point.id))
+    groups: dict[tuple[bytes, ...], list[Taken]] = {}
+    for point in ordered:
+        groups.setdefault(point.paths, []).append(point)
+    found = {verdict.id: verdict for group in groups.values() for verdict in _judged(group, policy, now, zone)}
+    return [found[point.id] for point in ordered]
+
+
+def _judged(ordered: list[Taken], policy: Policy, now: int, zone: tzinfo) -> list[Verdict]:
+    """The verdicts on points of the same paths, of which there is at least one, oldest first."""
     verdicts = [Verdict(point.id) for point in ordered]
-    if not ordered:
-        return verdicts
     starts = [point.started for point in ordered]
     long_term = -1
     for name, tier in policy.tiers:
-        chosen = _chosen(name, tier, starts, now, zone)
-        for position in chosen:
+        chosen = _chosen(name, tier, starts, zone)
+        for position, slot in chosen.items():
             verdict = verdicts[position]
-            until = _later(starts[position], name, tier.keep, zone)
+            until = _later(slot, name, tier.keep, zone)
             if until > now:
                 verdict.tiers.append(name)
             _extend(verdict, until)
-        if name != DAILY and chosen:
-            long_term = max(long_term, chosen[-1])
+        if name != DAILY:
+            long_term = max(long_term, *chosen)
     for point, verdict in zip(ordered, verdicts, strict=True):
         if point.retain:
             _extend(verdict, retained_until(point.retain, zone))
@@ -140,12 +161,12 @@ def _keep_anyway(verdicts: list[Verdict], starts: list[int], policy: Policy, lon
         for verdict in verdicts:
             verdict.keep, verdict.expires, verdict.reason = True, None, "there is no policy"
         return
+    if not verdicts[-1].keep:
+        verdicts[-1].keep, verdicts[-1].reason = True, "it is the newest"
     if long_term >= 0:
         verdict = verdicts[long_term]
         if not verdict.keep and verdict.expires is not None and starts[-1] < verdict.expires:
             verdict.keep, verdict.reason = True, "until backups resume"
-    if not verdicts[-1].keep:
-        verdicts[-1].keep, verdicts[-1].reason = True, "it is the newest"
 
 
 def _extend(verdict: Verdict, until: int | None) -> None:
@@ -155,7 +176,7 @@ def _extend(verdict: Verdict, until: int | None) -> None:
 def retained_until(text: str, zone: tzinfo) -> int | None:
     """When a point that is to be kept until a date may go: the end of that day, in ns; None for `always`.
 
-    What does not parse counts as `always`: nothing is deleted for a slip of the pen.
+    What does not parse counts as `always`: nothing is deleted for a slip of the pen (`check_retain` refuses it early).
     """
     try:
         day = date.fromisoformat(text.strip())
@@ -164,23 +185,36 @@ def retained_until(text: str, zone: tzinfo) -> int | None:
         return None
 
 
+def check_retain(text: str) -> None:
+    """Raise InvalidRequest for a tag RETAIN_TAG that is neither a date nor `always`."""
+    if text.strip() == ALWAYS:
+        return
+    try:
+        date.fromisoformat(text.strip())
+    except ValueError:
+        raise InvalidRequest(
+            f"'{text}' is no date until which to retain a point.", f"Write {RETAIN_TAG}=2030-12-31, or ={ALWAYS}."
+        ) from None
+
+
 # --- slots ----------------------------------------------------------------------------------------------------------
 
 
-def _chosen(name: str, tier: Tier, starts: Sequence[int], now: int, zone: tzinfo) -> list[int]:
-    """The positions of a tier's points, ascending."""
+def _chosen(name: str, tier: Tier, starts: Sequence[int], zone: tzinfo) -> dict[int, int]:
+    """The positions of a tier's points, and for each the last of its slots in ns. At least the oldest point is one:
+    it is the first after the last slot before it, whenever points before it were deleted."""
     if name == DAILY and not tier.at:
-        return list(range(len(starts)))
-    chosen: list[int] = []
-    first, last = _local(starts[0], zone).date(), _local(now, zone).date()
-    for day in _days(first, last):
+        return dict(enumerate(starts))
+    chosen: dict[int, int] = {}
+    first = _local(starts[0], zone).date() - timedelta(days=_APART[name])
+    for day in _days(first, _local(starts[-1], zone).date()):
         if not _selected(name, tier, day):
             continue
-        for minutes in sorted(tier.at or [0]):
+        for minutes in tier.at or [0]:
             slot = _instant(datetime(day.year, day.month, day.day) + timedelta(minutes=minutes), zone)
             position = bisect_left(starts, slot)
-            if slot <= now and position < len(starts) and (not chosen or chosen[-1] < position):
-                chosen.append(position)
+            if position < len(starts):
+                chosen[position] = max(slot, chosen.get(position, slot))
     return chosen
 
 

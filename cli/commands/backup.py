@@ -49,7 +49,10 @@ def backup(
     Example: backdrive backup /home /etc --exclude '*.iso' --exclude-caches
     """
     from cas.agent.runs import BackupOptions, run_backup
+    from cas.tasks.retention import RETAIN_TAG, check_retain
 
+    if RETAIN_TAG in tags:
+        check_retain(tags[RETAIN_TAG])
     asked = BackupOptions(
         paths=list(paths),
         excludes=list(excludes),

@@ -39,7 +39,9 @@ def set_(
     """Set this machine's policy: all its tiers at once. It holds for the points that are there as well.
 
     Nothing is deleted before 'backdrive retention apply'. A point is kept as long as any tier keeps it; a tier's point
-    is the first one at or after its time. The tag retain-until=DATE (or always) keeps a point of itself.
+    is the first one at or after each of its times, and is kept for so long from that time. Points that protect
+    different paths do not count for each other: each set of paths has its own tiers and its own newest point. A day
+    that a month lacks (30 feb) is its last. The tag retain-until=DATE (or always) keeps a point of itself.
 
     Example: backdrive retention set --daily 7 --weekly '4 on mon,thu' --monthly '12 on 1,15' --yearly '10 on 1 jan'
     """

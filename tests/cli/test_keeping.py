@@ -89,6 +89,7 @@ def test_a_policy_is_set_shown_and_applied(three: list[str], tree: Path, run_cli
     assert (kept["tiers"], kept["keep"]) == (["daily"], True)
     assert "daily" in run_cli("points", expect=0).stdout
     # One point a day, at a time that is over or to come: the others go, but for a tagged one.
+    assert "no date" in run_cli("backup", tree, "--tag", "retain-until=garbage", expect=2).stderr
     run_cli("backup", tree, "--tag", "retain-until=always", expect=0)
     run_cli("backup", tree, expect=0)
     run_cli("retention", "set", "--weekly", "4 on mon,tue,wed,thu,fri,sat,sun", "--zone", "UTC", expect=0)
@@ -99,4 +100,12 @@ def test_a_policy_is_set_shown_and_applied(three: list[str], tree: Path, run_cli
     assert [point["retention"]["tiers"] for point in left] == [["weekly"], [], []]
     assert [point["retention"]["reason"] for point in left] == ["", "", "it is the newest"]
     assert ids(run_cli, "--deleted") == three[1:]
+    assert "0 points deleted, 3 kept" in run_cli("retention", "apply", expect=0).stdout
     run_cli("points", "undelete", three[1], expect=0)
+    # The only point of other paths is their newest, and stays though another was taken since.
+    run_cli("backup", tree / "a.txt", expect=0)
+    run_cli("backup", tree, expect=0)
+    run_cli("retention", "apply", expect=0)
+    assert sorted(len(point["paths"][0]) for point in run_cli("points", "--json", expect=0).json) == sorted(
+        [len(str(tree / "a.txt")), *[len(str(tree))] * 3]
+    )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.errors import InvalidRequest
-from cas.tasks.retention import Day, Policy, Taken, Tier, check_policy, keep
+from cas.tasks.retention import Day, Policy, Taken, Tier, Verdict, check_policy, check_retain, keep
 from cas.tasks.retention_text import parse_tier, tier_text
 
 NS = 1_000_000_000
@@ -71,8 +71,11 @@ def naive(starts: list[float], policy: Policy, now: float, zone: ZoneInfo) -> li
         holders: set[int] = set()
         if name == "daily" and not tier.at:
             holders = set(range(len(starts)))
+            for number, start in enumerate(starts):
+                ends[number].append(end(name, tier.keep, start, zone))
         else:
-            when = datetime.fromtimestamp(starts[0], zone).date()
+            # All slots ever, in effect: of those before the first point the last one tells, at most a year ago.
+            when = datetime.fromtimestamp(starts[0], zone).date() - timedelta(days=380)
             while when <= datetime.fromtimestamp(now, zone).date():
                 if due(name, tier, when):
                     for minutes in tier.at or [0]:
@@ -80,9 +83,8 @@ def naive(starts: list[float], policy: Policy, now: float, zone: ZoneInfo) -> li
                         after = [number for number, start in enumerate(starts) if start >= slot]
                         if slot <= now and after:
                             holders.add(after[0])
+                            ends[after[0]].append(end(name, tier.keep, slot, zone))
                 when += timedelta(days=1)
-        for number in holders:
-            ends[number].append(end(name, tier.keep, starts[number], zone))
         if name != "daily":
             long_term |= holders
     kept = [any(each > now for each in known) for known in ends]
@@ -136,6 +138,150 @@ def test_as_the_naive_model(policy: Policy, zone: str, first: int, gaps: list[in
     assert [verdict.keep for verdict in verdicts] == naive(
         [float(start) for start in starts], policy, float(now), where
     )
+
+
+# --- applying it again ----------------------------------------------------------------------------------------------
+
+histories = st.builds(
+    lambda first, gaps, factor: [first + sum(gaps[:count]) * 3600 * factor for count in range(len(gaps) + 1)],
+    st.integers(1_600_000_000, 1_790_000_000),
+    st.lists(st.integers(1, 60), min_size=1, max_size=25),
+    st.sampled_from([1, 7, 24, 100]),
+)
+tags = st.lists(st.sampled_from(["", "", "", "", "2021-06-01", "2026-01-01", "always"]), min_size=26, max_size=26)
+folders = st.lists(st.sampled_from([(b"/srv",), (b"/etc",), (b"/etc", b"/srv")]), min_size=26, max_size=26)
+
+
+def points_of(starts: list[int], retain: list[str], paths: list[tuple[bytes, ...]]) -> list[Taken]:
+    return [Taken(f"{n:04}", start * NS, retain[n], paths[n]) for n, start in enumerate(starts)]
+
+
+def lasting(verdicts: list[Verdict]) -> list[tuple[str, list[str], int | None, str]]:
+    """Who is kept, by what, until when. How long ago a point expired that is kept for another reason tells nothing."""
+    return [(v.id, v.tiers, 0 if v.reason else v.expires, v.reason) for v in verdicts if v.keep]
+
+
+def left_of(points: list[Taken], verdicts: list[Verdict]) -> list[Taken]:
+    kept = {verdict.id for verdict in verdicts if verdict.keep}
+    return [point for point in points if point.id in kept]
+
+
+@settings(max_examples=250)
+@given(
+    policy=policies,
+    zone=st.sampled_from(ZONES),
+    starts=histories,
+    retain=tags,
+    paths=folders,
+    rest=st.integers(0, 800 * 86400),
+)
+def test_applied_twice_nothing_more_goes(
+    policy: Policy, zone: str, starts: list[int], retain: list[str], paths: list[tuple[bytes, ...]], rest: int
+) -> None:
+    where, now = ZoneInfo(zone), (starts[-1] + rest) * NS
+    points = points_of(starts, retain, paths)
+    once = keep(points, policy, now, where)
+    left = left_of(points, once)
+    again = keep(left, policy, now, where)
+    assert all(verdict.keep for verdict in again)
+    assert lasting(again) == lasting(once)
+
+
+@settings(max_examples=100)
+@given(
+    policy=policies,
+    zone=st.sampled_from(ZONES),
+    starts=histories,
+    retain=tags,
+    paths=folders,
+    waits=st.lists(st.integers(0, 3600 * 24 * 30), min_size=26, max_size=26),
+)
+def test_what_was_promised_is_kept(
+    policy: Policy,
+    zone: str,
+    starts: list[int],
+    retain: list[str],
+    paths: list[tuple[bytes, ...]],
+    waits: list[int],
+) -> None:
+    """Points come, and the policy is applied after each: none goes before the time that was once told for it."""
+    where = ZoneInfo(zone)
+    points: list[Taken] = []
+    promised: dict[str, tuple[list[str], int | None]] = {}
+    for number, point in enumerate(points_of(starts, retain, paths)):
+        points.append(point)
+        follow = starts[number + 1] if number + 1 < len(starts) else point.started // NS + 3600 * 24 * 400
+        now = min(point.started // NS + waits[number], follow) * NS
+        verdicts = keep(points, policy, now, where)
+        found = {verdict.id: verdict for verdict in verdicts}
+        for name, (held, until) in promised.items():
+            if until is None or until > now:
+                assert found[name].keep and found[name].expires == until
+                assert set(found[name].tiers) <= set(held)
+        promised = {v.id: (v.tiers, v.expires) for v in verdicts if v.keep and (v.expires is None or v.expires > now)}
+        points = left_of(points, verdicts)
+
+
+@given(policy=policies, starts=histories, paths=folders, rest=st.integers(0, 400 * 86400))
+@settings(max_examples=60)
+def test_each_set_of_paths_by_itself(
+    policy: Policy, starts: list[int], paths: list[tuple[bytes, ...]], rest: int
+) -> None:
+    utc, now = ZoneInfo("UTC"), (starts[-1] + rest) * NS
+    points = points_of(starts, [""] * 26, paths)
+    together = {verdict.id: verdict for verdict in keep(points, policy, now, utc)}
+    assert list(together) == [point.id for point in points]
+    for group in set(paths):
+        alone = keep([point for point in points if point.paths == group], policy, now, utc)
+        assert alone == [together[verdict.id] for verdict in alone]
+        assert not alone or alone[-1].keep
+
+
+def test_two_nightly_jobs_keep_their_own_tiers() -> None:
+    utc, day = ZoneInfo("UTC"), 86400 * NS
+    begin = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * NS
+    points = []
+    for number in range(300):
+        points.append(Taken(f"srv{number}", begin + number * day + 817 * 60 * NS, "", (b"/srv",)))
+        points.append(Taken(f"etc{number}", begin + number * day + 847 * 60 * NS, "", (b"/etc",)))
+    policy = Policy(weekly=Tier(4, weekdays=[0]), monthly=Tier(12, days=[Day(number=1)]))
+    kept = [verdict.id for verdict in keep(points, policy, points[-1].started, utc) if verdict.keep]
+    assert {name[3:] for name in kept if name.startswith("srv")} == {
+        name[3:] for name in kept if name.startswith("etc")
+    }
+    assert len(kept) == 2 * 15  # 10 of months, 4 of weeks, the newest
+
+
+def test_a_point_that_stood_in_stays_when_all_before_it_are_gone() -> None:
+    utc, day = ZoneInfo("UTC"), 86400 * NS
+    now = int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()) * NS
+    points = [Taken(str(age), now - age * day) for age in (33, 19, 12, 1)]
+    policy = policy_of("monthly", parse_tier("monthly", "12 on 1"))
+    for some in (points, points[1:]):
+        left = left_of(some, keep(some, policy, now, utc))
+        assert [point.id for point in left] == [p.id for p in some if p.id in ("33", "19", "1")]
+        assert left_of(left, keep(left, policy, now, utc)) == left
+
+
+@pytest.mark.parametrize("name, text", [("weekly", "4"), ("monthly", "12"), ("yearly", "1")])
+def test_the_oldest_point_stands_in_for_the_slot_before_it(name: str, text: str) -> None:
+    utc, day = ZoneInfo("UTC"), 86400 * NS
+    begin = int(datetime(2026, 11, 16, 13, tzinfo=UTC).timestamp()) * NS  # a Monday: the slot of Sunday is before it
+    points = [Taken(str(number), begin + number * day) for number in range(5)]
+    verdicts = keep(points, policy_of(name, parse_tier(name, text)), points[-1].started, utc)
+    assert [verdict.tiers for verdict in verdicts] == [[name], [], [], [], []]
+    assert [verdict.keep for verdict in verdicts] == [True, False, False, False, True]
+
+
+def test_what_a_tag_may_say() -> None:
+    for text in ("always", "2030-12-31"):
+        check_retain(text)
+    for text in ("", "garbage", "2030-13-01", "31.12.2030", "never"):
+        with pytest.raises(InvalidRequest, match="no date"):
+            check_retain(text)
+
+
+# --- examples -------------------------------------------------------------------------------------------------------
 
 
 def day_by_day(policy: Policy, zone: ZoneInfo, begin: datetime, years: int, times: list[int]) -> list[Taken]:
