@@ -93,9 +93,7 @@ class EntryReader:
         self._dry = dry
         self._links: dict[tuple[int, int], tuple[_Content, int]] = {}  # (device, inode) -> content, names to come
 
-    def read(
-        self, parent: int, path: bytes, name: bytes, st: os.stat_result, owner: int, kind: int
-    ) -> Node | None:
+    def read(self, parent: int, path: bytes, name: bytes, st: os.stat_result, owner: int, kind: int) -> Node | None:
         """The node of an entry of the open directory `parent`, whose path is `path`; None, and a warning, where it
         cannot be read."""
         try:
