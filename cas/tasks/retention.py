@@ -147,7 +147,7 @@ def _judged(ordered: list[Taken], policy: Policy, now: int, zone: tzinfo) -> lis
                 verdict.tiers.append(name)
             _extend(verdict, until)
         if name != DAILY:
-            long_term = max(long_term, *chosen)
+            long_term = max([long_term, *chosen])
     for point, verdict in zip(ordered, verdicts, strict=True):
         if point.retain:
             _extend(verdict, retained_until(point.retain, zone))

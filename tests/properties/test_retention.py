@@ -273,6 +273,19 @@ def test_the_oldest_point_stands_in_for_the_slot_before_it(name: str, text: str)
     assert [verdict.keep for verdict in verdicts] == [True, False, False, False, True]
 
 
+def test_an_heir_is_kept_no_longer_than_its_slot() -> None:
+    """The January point is over; the daily points after it inherit its slot, but no year of their own."""
+    utc, day = ZoneInfo("UTC"), 86400 * NS
+    january = int(datetime(2025, 1, 1, 13, tzinfo=UTC).timestamp()) * NS
+    policy = Policy(daily=Tier(7), yearly=Tier(1, days=[Day(number=1, month=1)]))
+    points = [Taken("january", january)] + [Taken(str(age), january + (365 - age) * day) for age in (6, 4, 2, 0)]
+    verdicts = keep(points, policy, points[-1].started, utc)
+    assert [verdict.keep for verdict in verdicts] == [False, True, True, True, True]
+    again = keep(points[1:], policy, points[-1].started, utc)
+    assert lasting(again) == lasting(verdicts)
+    assert [verdict.tiers for verdict in again] == [["daily"], ["daily"], ["daily"], ["daily", "yearly"]]
+
+
 def test_what_a_tag_may_say() -> None:
     for text in ("always", "2030-12-31"):
         check_retain(text)
