@@ -61,8 +61,9 @@ def collect(
 ) -> None:
     """Give back the space of what no recovery point needs any more.
 
-    Backups, drives, restores and other collects may run at the same time. Garbage is first condemned, and deleted by a
-    later run, when nobody who was at work can need it any more; what is still waiting is told with the time.
+    Backups, drives and other collects may run at the same time. Garbage is first condemned, and deleted by a later run,
+    when no backup that was at work can need it any more; what is still waiting is told with the time. A restore that
+    was begun before the packs it reads were moved may have to be run again.
 
     Example: backdrive collect --max-unused 5
     """
